@@ -1,0 +1,30 @@
+"""Emotion directions, injected into language models as they write: sweeps, scores and statistics in MLflow.
+
+Importing this package imports nothing heavy: the public names load on first use (PEP 562).
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "UserError": "emo_mlflow.errors",
+    "load_sweep": "emo_mlflow.tracking",
+    "find_sweeps": "emo_mlflow.tracking",
+    "score": "emo_mlflow.scorers",
+}
+
+__all__ = ["UserError", "__version__", "find_sweeps", "load_sweep", "score"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PUBLIC:
+        return getattr(import_module(_PUBLIC[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,1 @@
+"""Figures and documents that a person reads."""

@@ -1,0 +1,158 @@
+"""The data that the parts of the package hand to each other: frozen, typed, and free of behaviour."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+Role = Literal["fit", "test"]
+Kind = Literal["baseline", "emotion", "random"]
+Scope = Literal["window", "generated", "all"]
+Site = Literal["resid_pre", "resid_post"]
+Operation = Literal["add", "project_out", "clamp"]
+AlphaUnit = Literal["vector", "residual"]
+
+FloatArray = npt.NDArray[np.float32]
+
+
+def digest(payload: Any, length: int = 16) -> str:
+    """Hex digest of anything JSON can hold, equal on every machine and in every process."""
+    text = json.dumps(payload, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:length]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A text with the emotion that it expresses, and whether directions are fitted or tested on it."""
+
+    text: str
+    emotion: str
+    role: Role
+
+    @cached_property
+    def prompt_id(self) -> str:
+        """Identifies the text alone, so that sweeps of different models pair their prompts."""
+        return digest(self.text, 12)
+
+
+@dataclass(frozen=True, eq=False)
+class Direction:
+    """What is injected for one emotion, at every layer.
+
+    Attributes:
+        emotion: the name that the direction carries through the sweep.
+        site: where the residual stream was measured, and where it is injected.
+        vectors: float32 [n_layers, d_model], the difference of means in the residual stream's own units.
+        basis: float32 [n_layers, k, d_model], orthonormal rows, for a subspace; None for a single vector.
+    """
+
+    emotion: str
+    site: Site
+    vectors: FloatArray
+    basis: FloatArray | None = None
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One setting of the intervention; the baseline has none.
+
+    Attributes:
+        emotion: the emotion whose direction is injected, or which a random control controls for.
+        layer: the block whose residual stream is changed.
+        alpha: strength, in units of `alpha_unit`.
+        draw: which random direction, 0..R-1, for a random control.
+        seed: what random directions are drawn from; None unless random.
+    """
+
+    kind: Kind
+    emotion: str | None = None
+    layer: int | None = None
+    alpha: float | None = None
+    draw: int | None = None
+    seed: int | None = None
+    scope: Scope = "window"
+    patch_window: int | None = None
+    site: Site = "resid_pre"
+    operation: Operation = "add"
+    alpha_unit: AlphaUnit = "vector"
+    alpha_schedule: str = "constant"
+
+    @cached_property
+    def condition_id(self) -> str:
+        """A hash of what defines the condition and of nothing else, so that sweeps resume and join."""
+        return digest({"kind": "baseline"} if self.kind == "baseline" else asdict(self), 12)
+
+
+@dataclass(frozen=True)
+class SweepConfig:
+    """Everything that decides what a sweep computes and how. See `emo-mlflow sweep --help` for each.
+
+    `layers`, `emotions` and `batch_size` are None for "all of them" and "as fits the memory".
+    """
+
+    model: str
+    profile: str
+    dataset: str
+    emotions: tuple[str, ...] | None
+    layers: tuple[int, ...] | None
+    alphas: tuple[float, ...]
+    alpha_unit: AlphaUnit
+    alpha_schedule: str
+    scope: Scope
+    patch_window: tuple[int, ...]
+    site: Site
+    operation: Operation
+    directions: str
+    prepend_bos: bool
+    sequence_length: int
+    min_new_tokens: int
+    max_samples: int
+    samples_per_prompt: int
+    temperature: float
+    num_random: int
+    scorers: tuple[str, ...]
+    score_prompt: bool
+    device: str
+    dtype: str
+    batch_size: int | None
+    seed: int
+    child_runs: str
+    resume: str
+    engine: str
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The smallest piece of work: one condition, one prompt, one sample."""
+
+    condition_id: str
+    prompt_id: str
+    sample: int
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What a cell produced.
+
+    Attributes:
+        completion: the new text alone, without the prompt.
+        n_tokens: new tokens, the end-of-sequence token not counted.
+        nll: mean negative log-likelihood per new token (nats) under the unpatched model; NaN without tokens.
+        distinct_2: distinct token bigrams over all token bigrams of the completion; NaN below two tokens.
+        n_patched: positions of this cell at which the residual stream was changed.
+        failure: why there is no completion, or None.
+    """
+
+    cell: Cell
+    completion: str
+    n_tokens: int
+    nll: float
+    distinct_2: float
+    n_patched: int
+    failure: str | None = None

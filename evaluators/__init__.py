@@ -1,0 +1,1 @@
+"""MLflow evaluator plugins, the scorer cards, and the embedded scorer."""
