@@ -1,0 +1,118 @@
+"""The engine: cells in, completions out, in packs that fit the memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import psutil
+import torch
+
+from emo_mlflow.decoding import Decoded, Decoding, PackDecoder
+from emo_mlflow.errors import UserError
+from emo_mlflow.fluency import distinct_2, mean_nll
+from emo_mlflow.layers import BlockStack
+from emo_mlflow.packing import Row, plan_packs
+from emo_mlflow.types import Completion
+
+CPU_BATCH = 384  # past this a CPU's matrix products gain nothing, and completions come later
+GPU_BATCH = 8192
+MEMORY_SHARE = 0.6
+OUT_OF_MEMORY_WORDS = ("out of memory", "can't allocate memory", "not enough memory")
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error).lower() for words in OUT_OF_MEMORY_WORDS)
+
+
+def _edits_prompts(rows: Sequence[Row]) -> bool:
+    return any(row.patch is not None and row.patch.scope == "all" for row in rows)
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that a process may still take on a device."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return int(psutil.virtual_memory().available)
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """What one row of a pack takes, in bytes, and how many rows fit."""
+
+    per_row: int
+    batch_size: int
+
+
+class Engine:
+    """Generates completions under interventions, and measures their fluency under the unpatched model."""
+
+    def __init__(
+        self, stack: BlockStack, decoding: Decoding, decode: Callable[[list[list[int]]], list[str]], batch_size: int | None = None
+    ) -> None:
+        self.stack = stack
+        self.decoding = decoding
+        self.decode = decode
+        self.batch_size = batch_size
+
+    def estimate(self, prompt_length: int, q: int) -> MemoryEstimate:
+        """The rows that a share of the free memory holds.
+
+        Per row: keys and values of all slots (measured on one token), once more for the likelihood pass, about 16 streams of
+        activations for q positions, and four copies of the logits.
+        """
+        n_slots = prompt_length + self.decoding.n_steps
+        size = torch.finfo(self.stack.dtype).bits // 8
+        vocabulary = self.stack.model.config.get_text_config().vocab_size
+        activations = 16 * max(q, self.decoding.n_steps) * self.stack.d_model * size
+        per_row = 2 * n_slots * self.stack.bytes_per_slot + activations + 4 * vocabulary * 4
+        most = CPU_BATCH if self.stack.device.type == "cpu" else GPU_BATCH
+        fits = int(free_memory(self.stack.device) * MEMORY_SHARE) // per_row
+        return MemoryEstimate(per_row, max(1, min(most, fits)))
+
+    def generate(self, rows: Sequence[Row]) -> Iterator[list[Completion]]:
+        """Yields the completions of one pack after another; a pack that does not fit the memory is halved and tried again.
+
+        Raises:
+            UserError: if a single row does not fit.
+        """
+        if not rows:
+            return
+        longest = max(len(row.tokens) for row in rows)
+        batch_size = self.batch_size or self.estimate(longest, longest if _edits_prompts(rows) else 1).batch_size
+        waiting = plan_packs(rows, batch_size)[::-1]
+        while waiting:
+            pack = waiting.pop()
+            try:
+                done = self._run(pack)
+            except RuntimeError as error:
+                if not _is_out_of_memory(error):
+                    raise
+                done = None
+            if done is not None:
+                yield done
+                continue
+            if len(pack) == 1:
+                raise UserError(
+                    "not enough memory for a single text: use a smaller model, dtype=bfloat16 or a shorter sequence_length"
+                )
+            if self.stack.device.type == "cuda":
+                torch.cuda.empty_cache()
+            left = [row for other in (*waiting[::-1], pack) for row in other]
+            waiting = plan_packs(left, -(-len(pack) // 2))[::-1]
+
+    def _run(self, pack: Sequence[Row]) -> list[Completion]:
+        decoder = PackDecoder(self.stack, pack, self.decoding)
+        decoded = decoder.run()
+        pairs = [(item.row.tokens, item.tokens) for item in decoded if item.overflow_step is None]
+        nll = iter(mean_nll(self.stack, decoder.prefill, pairs, len(pack)))
+        texts = self.decode([list(item.tokens) for item in decoded])
+        return [self._completion(item, text, nll) for item, text in zip(decoded, texts, strict=True)]
+
+    def _completion(self, item: Decoded, text: str, nll: Iterator[float]) -> Completion:
+        if item.overflow_step is not None:
+            reason = f"the logits of step {item.overflow_step} were not finite: alpha is too large for this layer"
+            return Completion(item.row.cell, "", 0, float("nan"), float("nan"), item.n_patched, reason)
+        return Completion(
+            item.row.cell, text, len(item.tokens), next(nll), distinct_2(item.tokens), item.n_patched
+        )

@@ -1,0 +1,209 @@
+"""The decoder blocks of a Hugging Face model, run one at a time.
+
+A causal language model is an entry (embedding, positions, masks), a stack of blocks, and an exit (final norm, logits). What
+a block is called with differs between families and versions of transformers; so the model's own forward is run with
+its blocks replaced by stand-ins that record the call, and the recorded calls are made to the real blocks. No family has code here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from emo_mlflow.cache import PackedCache
+from emo_mlflow.errors import UserError
+
+BLOCK_PATHS = (
+    "transformer.h",  # gpt2, gpt_neo, gptj
+    "gpt_neox.layers",  # pythia
+    "model.layers",  # llama, qwen, gemma, mistral, phi
+    "model.language_model.layers",  # text decoders inside multimodal models
+    "model.decoder.layers",  # opt
+)
+OUTPUT_PROJECTION_PATHS = ("attn.c_proj", "attn.attention.out_proj", "attention.dense", "self_attn.o_proj", "self_attn.dense")
+
+
+def _follow(module: nn.Module, path: str) -> Any:
+    found: Any = module
+    for name in path.split("."):
+        found = getattr(found, name, None)
+    return found
+
+
+def find_blocks(model: nn.Module) -> nn.ModuleList:
+    """The model's decoder blocks.
+
+    Raises:
+        UserError: if not exactly one of the known paths leads to a list of modules.
+    """
+    found = [blocks for path in BLOCK_PATHS if isinstance(blocks := _follow(model, path), nn.ModuleList) and len(blocks)]
+    if len(found) != 1:
+        raise UserError(
+            f"cannot find the decoder blocks of {type(model).__name__}: looked for {', '.join(BLOCK_PATHS)}; "
+            "use a decoder-only model such as GPT-2, GPT-Neo, GPT-NeoX (Pythia), Llama, Qwen, Gemma or OPT"
+        )
+    return found[0]
+
+
+def find_output_projection(block: nn.Module) -> nn.Module:
+    """The linear map that mixes a block's attention heads into the residual stream; its input is the heads side by side.
+
+    Raises:
+        UserError: if not exactly one of the known paths leads to a module.
+    """
+    found = [module for path in OUTPUT_PROJECTION_PATHS if isinstance(module := _follow(block, path), nn.Module)]
+    if len(found) != 1:
+        raise UserError(f"cannot find the attention's output projection in {type(block).__name__}; heads need one of "
+                        f"{', '.join(OUTPUT_PROJECTION_PATHS)}")
+    return found[0]
+
+
+@dataclass(frozen=True, eq=False)
+class Entry:
+    """What the model's own forward made of a batch of tokens before its first block.
+
+    Attributes:
+        hidden: [rows, q, d_model], the residual stream before block 0.
+        calls: per block, the positional and keyword arguments besides the residual stream.
+    """
+
+    hidden: Tensor
+    calls: list[tuple[tuple[Any, ...], dict[str, Any]]]
+
+
+def _take_rows(value: Any, rows: slice, n_rows: int) -> Any:
+    """Cuts what has one entry per row; masks and rotary tables of batch size one, and positions [q], are shared."""
+    if isinstance(value, Tensor):
+        return value[rows] if value.ndim >= 2 and value.shape[0] == n_rows else value
+    if isinstance(value, tuple):
+        return tuple(_take_rows(item, rows, n_rows) for item in value)
+    return value
+
+
+class BlockStack:
+    """A causal language model as entry, blocks and exit.
+
+    Boundary l is the residual stream before block l, for l in 0..n_layers-1; boundary n_layers is the stream after the last
+    block, before the final norm. `resid_pre` of layer l is boundary l and `resid_post` is boundary l + 1.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+        self.blocks = find_blocks(model)
+        self.n_layers = len(self.blocks)
+        self.device = model.device
+        self.dtype = model.dtype
+        self._returns_tuple = False
+        self._returns_tuple = self._block_returns_tuple()
+        self.d_model, self.bytes_per_slot = self._verify()
+
+    @torch.inference_mode()
+    def _block_returns_tuple(self) -> bool:
+        seen: list[bool] = []
+        handle = self.blocks[0].register_forward_hook(lambda module, args, output: seen.append(isinstance(output, tuple)))
+        try:
+            self.model(input_ids=torch.zeros((1, 1), dtype=torch.long, device=self.device), use_cache=False)
+        finally:
+            handle.remove()
+        return seen[0]
+
+    @contextmanager
+    def _stand_ins(self, exit_hidden: Tensor | None) -> Iterator[list[tuple[Tensor, tuple[Any, ...], dict[str, Any]]]]:
+        """Replaces every block's forward by one that records its call; the last hands out `exit_hidden` if given."""
+        calls: list[tuple[Tensor, tuple[Any, ...], dict[str, Any]]] = []
+
+        def stand_in(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+            calls.append((hidden_states, args, kwargs))
+            hidden = exit_hidden if exit_hidden is not None and len(calls) == self.n_layers else hidden_states
+            return (hidden,) if self._returns_tuple else hidden
+
+        try:
+            for block in self.blocks:
+                block.forward = stand_in
+            yield calls
+        finally:
+            for block in self.blocks:
+                block.__dict__.pop("forward", None)
+
+    @torch.inference_mode()
+    def enter(self, tokens: Tensor, positions: Tensor, cache: PackedCache, mask: Tensor | None = None) -> Entry:
+        """Embeds tokens that continue what `cache` holds.
+
+        Args:
+            tokens: int64 [rows, q].
+            positions: int64 [rows, q], each token's position in its own text.
+            cache: its `start` is the number of slots before these tokens.
+            mask: int64 [rows, start + q], 0 for slots that hold nothing of a row; None if all do.
+        """
+        with self._stand_ins(None) as calls:
+            self.model.base_model(
+                input_ids=tokens, position_ids=positions, attention_mask=mask, past_key_values=cache, use_cache=True
+            )
+        return Entry(calls[0][0], [(args, kwargs) for _, args, kwargs in calls])
+
+    def run_block(self, layer: int, hidden: Tensor, entry: Entry, rows: slice) -> Tensor:
+        """Block `layer` on the rows `rows` of the batch that `entry` was made for; hidden is [len(rows), q, d_model]."""
+        args, kwargs = entry.calls[layer]
+        n_rows = entry.hidden.shape[0]
+        if hidden.shape[0] != n_rows:
+            args = tuple(_take_rows(value, rows, n_rows) for value in args)
+            kwargs = {name: _take_rows(value, rows, n_rows) for name, value in kwargs.items()}
+        output = self.blocks[layer](hidden, *args, **kwargs)
+        return output[0] if isinstance(output, tuple) else output
+
+    @torch.inference_mode()
+    def logits(self, hidden: Tensor) -> Tensor:
+        """float32 logits [rows, q, vocabulary] of the residual stream after the last block, hidden [rows, q, d_model]."""
+        tokens = torch.zeros(hidden.shape[:2], dtype=torch.long, device=hidden.device)
+        with self._stand_ins(hidden):
+            return self.model(input_ids=tokens, use_cache=False).logits.float()
+
+    @torch.inference_mode()
+    def boundaries(self, tokens: Tensor, cache: PackedCache | None = None) -> Iterator[Tensor]:
+        """Runs whole texts of one length, yielding the residual stream [rows, q, d_model] at boundaries 0..n_layers."""
+        rows, length = tokens.shape
+        cache = PackedCache(rows, length) if cache is None else cache
+        positions = torch.arange(length, device=tokens.device).expand(rows, length)
+        entry = self.enter(tokens, positions, cache)
+        hidden = entry.hidden
+        yield hidden
+        for layer in range(self.n_layers):
+            hidden = self.run_block(layer, hidden, entry, slice(0, rows))
+            yield hidden
+
+    @torch.inference_mode()
+    def _verify(self) -> tuple[int, int]:
+        """Checks that blocks run one by one, with a cache in between, give what the model's own forward gives.
+
+        Returns:
+            d_model, and the bytes that one row's keys and values of one token take.
+
+        Raises:
+            UserError: if they do not, so that an unknown family is refused rather than steered wrongly.
+        """
+        tokens = torch.arange(1, 7, device=self.device).repeat(2, 1)
+        tokens[1] += 7
+        expected = self.model(input_ids=tokens, use_cache=False).logits[:, -1].float()
+        cache = PackedCache(2, 6)
+        for _ in self.boundaries(tokens[:, :5], cache):
+            pass
+        cache.start = 5
+        entry = self.enter(tokens[:, 5:], torch.full((2, 1), 5, device=self.device), cache)
+        hidden = entry.hidden
+        for layer in range(self.n_layers):
+            rows = [self.run_block(layer, hidden[i : i + 1], entry, cache.select(slice(i, i + 1))) for i in range(2)]
+            hidden = torch.cat(rows)
+        gap = float((self.logits(hidden)[:, -1] - expected).abs().max())
+        allowed = 1e-3 if self.dtype == torch.float32 else 0.05
+        if not gap <= allowed * max(1.0, float(expected.abs().max())):
+            raise UserError(
+                f"{type(self.model).__name__} cannot be steered: its blocks, run one by one, give logits that differ by "
+                f"{gap:.3g} from its own; use another family (GPT-2, GPT-Neo, GPT-NeoX, Llama, Qwen and Gemma are tested)"
+            )
+        return hidden.shape[-1], cache.bytes_per_slot()

@@ -1,0 +1,188 @@
+"""The intervention: which positions are changed, by how much, and how a batch of residual streams is edited.
+
+Positions and steps are those of the definition: a prompt has P tokens at positions 0..P-1, and step t = 0, 1, ... chooses the token at
+position P + t from a forward pass over positions 0..P+t-1, in which the residual stream at the positions of S_t is edited.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from emo_mlflow.errors import UserError
+from emo_mlflow.types import Condition, FloatArray, Scope
+
+DEFAULT_HALF_LIFE = 10.0
+
+
+def patched_positions(scope: Scope, window: int | None, prompt_length: int, step: int) -> range:
+    """S_t, the positions whose residual stream is edited in the forward pass of step t.
+
+    `window`: the last `window` generated tokens, decided anew at every step, and the last prompt token at step 0.
+    `generated`: the last prompt token and every generated one. `all`: the whole prompt too.
+    """
+    end = prompt_length + step
+    if scope == "all":
+        return range(0, end)
+    if scope == "generated" or step == 0:
+        return range(prompt_length - 1, end)
+    assert window is not None
+    return range(max(prompt_length, end - window), end)
+
+
+def first_stale_position(
+    scope: Scope, window: int | None, prompt_length: int, step: int, constant_alpha: bool
+) -> int:
+    """The first position that must be run (again) at step t, above the edited layer, given the keys and values of step t-1.
+
+    Only a window goes back on what was computed: the position that leaves it becomes clean, and everything after that one
+    attended to it. Where alpha changes from step to step, all that the window holds is edited anew as well.
+    """
+    last = prompt_length + step - 1
+    if step == 0:
+        return patched_positions(scope, window, prompt_length, 0).start
+    if scope != "window":
+        return last
+    assert window is not None
+    if step > window:
+        return prompt_length + step - 1 - window
+    return last if constant_alpha else prompt_length
+
+
+def schedule_factors(schedule: str, n_steps: int) -> FloatArray:
+    """What alpha is multiplied by at steps 0..n_steps-1, float32 [n_steps].
+
+    `constant`: 1. `linear`: falls from 1 at the first step to 0 just after the last. `exponential` or `exponential:H`: halves every
+    H steps (10 if not given). A list such as `1,0.5,0.25`: these factors, the last one kept on.
+
+    Raises:
+        UserError: if the text is none of these.
+    """
+    steps = np.arange(n_steps, dtype=np.float64)
+    name, _, argument = schedule.partition(":")
+    problem = UserError(
+        f"alpha_schedule {schedule!r} is not known: use constant, linear, exponential, exponential:HALF_LIFE or a list of factors such as 1,0.5,0.25"
+    )
+    try:
+        numbers = [float(item) for item in (argument or name).split(",")] if argument or name[:1] in "+-.0123456789" else []
+    except ValueError:
+        raise problem from None
+    if not all(np.isfinite(numbers)):
+        raise problem
+    if schedule == "constant":
+        return np.ones(n_steps, np.float32)
+    if schedule == "linear":
+        return (1 - steps / max(n_steps, 1)).astype(np.float32)
+    if name == "exponential" and (not argument or (len(numbers) == 1 and numbers[0] > 0)):
+        return (0.5 ** (steps / (numbers[0] if argument else DEFAULT_HALF_LIFE))).astype(np.float32)
+    if numbers and not argument:
+        return np.array([numbers[min(i, len(numbers) - 1)] for i in range(n_steps)], np.float32)
+    raise problem
+
+
+@dataclass(frozen=True, eq=False)
+class Patch:
+    """A condition made ready for the engine.
+
+    The edit of a residual h at step t is  h + alpha_t * shift - remove * (basis' basis h).
+
+    Attributes:
+        boundary: the boundary between blocks at which the stream is edited (layers.BlockStack).
+        scope, window: which positions.
+        shift: float32 [d_model], what alpha = 1 adds; zero for `project_out`.
+        basis: float32 [k, d_model] with orthonormal rows, the subspace whose old content is removed; None for `add`.
+        alphas: float32 [n_steps], alpha_t.
+    """
+
+    boundary: int
+    scope: Scope
+    window: int | None
+    shift: FloatArray
+    basis: FloatArray | None
+    alphas: FloatArray
+
+    @property
+    def constant(self) -> bool:
+        """Whether alpha is the same at every step."""
+        return bool((self.alphas == self.alphas[:1]).all())
+
+
+def make_patch(
+    condition: Condition, vector: FloatArray, basis: FloatArray | None, residual_norm: float, n_steps: int
+) -> Patch:
+    """The patch of a condition that injects `vector`.
+
+    A vector v counts as the subspace of its unit vector u with the coordinate |v|. With an orthonormal basis B and the coordinates
+    c = B'v: `add` adds alpha_t B c, `project_out` removes B B'h, `clamp` sets B'h to alpha_t c. Under `alpha_unit=residual`,
+    B c is rescaled to the typical norm of the residual stream at that layer.
+
+    Args:
+        vector: float32 [d_model].
+        basis: float32 [k, d_model] with orthonormal rows, or None.
+        residual_norm: mean norm of the residual stream at the condition's layer and site.
+
+    Raises:
+        UserError: if the vector is zero or not finite.
+    """
+    assert condition.layer is not None and condition.alpha is not None
+    where = f"the direction of {condition.emotion!r} at layer {condition.layer}"
+    wide = vector.astype(np.float64)
+    frame = None if basis is None else basis.astype(np.float64)
+    injected = wide if frame is None else frame.T @ (frame @ wide)
+    norm = float(np.linalg.norm(injected))
+    if not np.isfinite(norm):
+        raise UserError(f"{where} has values that are not finite: fit it again")
+    if norm == 0:
+        raise UserError(f"{where} is zero, so it cannot be injected: leave this layer out or fit it on other texts")
+    if frame is None:
+        frame = (wide / norm)[None]
+    if condition.alpha_unit == "residual":
+        injected = injected * (residual_norm / norm)
+    return Patch(
+        boundary=condition.layer + (condition.site == "resid_post"),
+        scope=condition.scope,
+        window=condition.patch_window,
+        shift=(injected * (condition.operation != "project_out")).astype(np.float32),
+        basis=None if condition.operation == "add" else frame.astype(np.float32),
+        alphas=(condition.alpha * schedule_factors(condition.alpha_schedule, n_steps)).astype(np.float32),
+    )
+
+
+class RowEdits:
+    """The patches of a packed batch's rows as tensors on the model's device.
+
+    Rows without a patch (baselines) have boundary n_layers + 1, which is never reached.
+    """
+
+    def __init__(self, patches: Sequence[Patch | None], d_model: int, n_steps: int, device: torch.device, dtype: torch.dtype) -> None:
+        rows = len(patches)
+        rank = max((p.basis.shape[0] for p in patches if p is not None and p.basis is not None), default=0)
+        shift = np.zeros((rows, d_model), np.float32)
+        basis = np.zeros((rows, rank, d_model), np.float32)
+        alphas = np.zeros((rows, n_steps), np.float32)
+        for row, patch in enumerate(patches):
+            if patch is not None:
+                shift[row], alphas[row] = patch.shift, patch.alphas
+                if patch.basis is not None:
+                    basis[row, : len(patch.basis)] = patch.basis
+        self.shift = torch.from_numpy(shift).to(device=device, dtype=dtype)
+        self.basis = torch.from_numpy(basis).to(device=device, dtype=dtype) if rank else None
+        self.alphas = torch.from_numpy(alphas).to(device=device, dtype=dtype)
+
+    def keep(self, rows: Tensor) -> None:
+        """Drops all rows but these."""
+        self.shift, self.alphas = self.shift[rows], self.alphas[rows]
+        self.basis = None if self.basis is None else self.basis[rows]
+
+    def apply(self, hidden: Tensor, rows: slice, step: int, mask: Tensor | None = None) -> Tensor:
+        """Edits hidden [rows, q, d_model] of step `step`, at all q positions or where mask [q] is true."""
+        change = (self.alphas[rows, step, None] * self.shift[rows])[:, None]
+        if self.basis is not None:
+            basis = self.basis[rows]
+            change = change - torch.bmm(torch.bmm(hidden, basis.transpose(1, 2)), basis)
+        edited = hidden + change
+        return edited if mask is None else torch.where(mask[None, :, None], edited, hidden)
