@@ -93,14 +93,15 @@ class Condition:
 class SweepConfig:
     """Everything that decides what a sweep computes and how. See `emo-mlflow sweep --help` for each.
 
-    `layers`, `emotions` and `batch_size` are None for "all of them" and "as fits the memory".
+    `layers` is a text such as `all/6` until the model is known, and then the layers themselves. `emotions` is None for "all in the
+    data set" until that is read. `batch_size` is None for "as fits the memory".
     """
 
     model: str
     profile: str
     dataset: str
     emotions: tuple[str, ...] | None
-    layers: tuple[int, ...] | None
+    layers: str | tuple[int, ...]
     alphas: tuple[float, ...]
     alpha_unit: AlphaUnit
     alpha_schedule: str

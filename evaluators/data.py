@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from emo_mlflow.errors import UserError
 from emo_mlflow.types import FloatArray
@@ -23,11 +24,9 @@ FILES = (
 )
 
 # GoEmotions' own grouping (Demszky et al. 2020); confusion, curiosity, realization and surprise are ambiguous.
-_POSITIVE = "admiration amusement approval caring desire excitement gratitude joy love optimism pride relief".split()
-_NEGATIVE = (
-    "anger annoyance disappointment disapproval disgust embarrassment fear grief nervousness remorse sadness".split()
-)
-_GROUP = {"neutral": 1} | dict.fromkeys(_POSITIVE, 2) | dict.fromkeys(_NEGATIVE, 0)
+_POSITIVE = "admiration amusement approval caring desire excitement gratitude joy love optimism pride relief"
+_NEGATIVE = "anger annoyance disappointment disapproval disgust embarrassment fear grief nervousness remorse sadness"
+_GROUP = {"neutral": 1} | dict.fromkeys(_POSITIVE.split(" "), 2) | dict.fromkeys(_NEGATIVE.split(" "), 0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +40,10 @@ class EmotionTexts:
     emotions: FloatArray
     sentiments: FloatArray
 
+    def take(self, rows: npt.NDArray[np.integer]) -> EmotionTexts:
+        """The same for some of the rows."""
+        return EmotionTexts([self.texts[i] for i in rows], self.emotions[rows], self.sentiments[rows])
+
 
 @dataclass(frozen=True, eq=False)
 class PolitenessTexts:
@@ -50,10 +53,9 @@ class PolitenessTexts:
     scores: FloatArray
     classes: FloatArray
 
-    def take(self, rows: Sequence[int]) -> PolitenessTexts:
+    def take(self, rows: npt.NDArray[np.integer]) -> PolitenessTexts:
         """The same for some of the rows."""
-        index = list(rows)
-        return PolitenessTexts([self.texts[i] for i in index], self.scores[index], self.classes[index])
+        return PolitenessTexts([self.texts[i] for i in rows], self.scores[rows], self.classes[rows])
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -47,17 +46,16 @@ class EmotionNetwork(nn.Module):
         tokens = self.encoder(input_ids, attention_mask=attention_mask).last_hidden_state
         return {name: head(tokens, attention_mask) for name, head in self.heads.items()}
 
-    def scale(self, temperatures: Mapping[str, float]) -> None:
-        """Divides the logits of some outputs by a temperature, in the last layer's weights."""
-        with torch.no_grad():
-            for name, temperature in temperatures.items():
-                self.heads[name].out.weight /= temperature  # type: ignore[union-attr,operator]
-                self.heads[name].out.bias /= temperature  # type: ignore[union-attr,operator]
-
 
 def load_encoder(folder: Path) -> BertModel:
-    """The pretrained encoder, float32, without its pooler."""
-    return BertModel.from_pretrained(folder, add_pooling_layer=False, attn_implementation="sdpa", dtype=torch.float32)
+    """The pretrained encoder in float32, without pooler, and without attention dropout, which is slow on a CPU."""
+    return BertModel.from_pretrained(
+        folder,
+        add_pooling_layer=False,
+        attn_implementation="sdpa",
+        dtype=torch.float32,
+        attention_probs_dropout_prob=0.0,
+    )
 
 
 def parameter_groups(network: EmotionNetwork, lr: float, decay: float, weight_decay: float) -> list[dict[str, object]]:

@@ -1,0 +1,79 @@
+"""What a sweep will take, before it starts: floating-point operations, seconds, memory."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+
+from emo_mlflow.sweep import Plan
+from emo_mlflow.types import Condition
+
+TYPICAL_UTILISATION = 0.6  # of the matrix-product rate, as packed decoding reaches on CPUs
+PROBE_SECONDS = 0.2
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Cells, matrix-product work in floating-point operations, seconds at a typical utilisation, and bytes at the peak."""
+
+    n_cells: int
+    n_tokens: int
+    flops: float
+    flops_per_second: float
+    memory: int
+    batch_size: int
+
+    @property
+    def seconds(self) -> float:
+        """Generation and likelihoods; loading and scoring come on top."""
+        return self.flops / (self.flops_per_second * TYPICAL_UTILISATION)
+
+
+def gemm_rate(device: torch.device, dtype: torch.dtype, width: int) -> float:
+    """Measured floating-point operations per second of a product [256, width] x [width, 4 width]."""
+    left = torch.randn(256, width, device=device, dtype=dtype)
+    right = torch.randn(width, 4 * width, device=device, dtype=dtype)
+
+    def seconds(repeats: int) -> float:
+        start = time.perf_counter()
+        for _ in range(repeats):
+            product = left @ right
+        float(product[0, 0])  # waits for the device
+        return time.perf_counter() - start
+
+    seconds(2)
+    repeats = max(1, int(PROBE_SECONDS / max(seconds(1), 1e-6)))
+    return repeats * 2.0 * 256 * width * 4 * width / seconds(repeats)
+
+
+def passes_per_token(condition: Condition, n_layers: int, n_steps: int) -> float:
+    """How often a generated token goes through the blocks, in whole stacks, by the engine's schedule."""
+    if condition.scope != "window" or condition.patch_window is None or condition.layer is None:
+        return 1.0
+    rerun = condition.patch_window * max(0, n_steps - 1 - condition.patch_window) / n_steps
+    return 1.0 + rerun * (n_layers - condition.layer) / n_layers
+
+
+def estimate(plan: Plan) -> Estimate:
+    """The sweep's work: each token once through the patched stack (or more, under a window) and once for its likelihood."""
+    config, stack = plan.config, plan.stack
+    body = sum(p.numel() for p in stack.blocks.parameters())
+    head = stack.model.get_output_embeddings().weight.numel()
+    texts = len(plan.tokens) * config.samples_per_prompt
+    passes = sum(passes_per_token(c, stack.n_layers, config.sequence_length) for c in plan.conditions) * texts
+    tokens = plan.n_cells * config.sequence_length
+    flops = 2.0 * (body * (passes * config.sequence_length + tokens) + 2 * head * tokens)
+    longest = max(len(ids) for ids in plan.tokens.values())
+    rows = plan.engine.estimate(longest, longest if config.scope == "all" else 1)
+    batch = min(config.batch_size or rows.batch_size, plan.n_cells)
+    weights = sum(p.numel() * p.element_size() for p in stack.model.parameters())
+    return Estimate(
+        n_cells=plan.n_cells,
+        n_tokens=tokens,
+        flops=flops,
+        flops_per_second=gemm_rate(stack.device, stack.dtype, stack.d_model),
+        memory=weights + batch * rows.per_row,
+        batch_size=batch,
+    )

@@ -1,0 +1,280 @@
+"""A sweep: settings to conditions, conditions to completions, completions to scores and effects.
+
+Knows nothing of MLflow or of the command line. Three steps, each the next one's argument: `prepare` reads and checks everything that is cheap,
+`make_plan` loads the model and lays out the work, `run` does it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+from emo_mlflow.config import resolve_layers
+from emo_mlflow.decoding import Decoding
+from emo_mlflow.directions import (
+    Fit,
+    check_directions,
+    fit_directions,
+    load_directions,
+    norms_from_metadata,
+    random_control,
+    text_means,
+)
+from emo_mlflow.errors import UserError
+from emo_mlflow.generation import Engine
+from emo_mlflow.layers import BlockStack
+from emo_mlflow.models import LoadedModel, ModelSpec, check, load, pick_device, resolve
+from emo_mlflow.packing import Row, Tokens
+from emo_mlflow.prompts import PromptSet, fit_hash, load_prompts
+from emo_mlflow.results import SweepResult
+from emo_mlflow.scorers import Scorers, load_scorers
+from emo_mlflow.steering import Patch, make_patch
+from emo_mlflow.tables import Work, assemble
+from emo_mlflow.types import Cell, Completion, Condition, Prompt, SweepConfig, digest
+
+Progress = Callable[[int, int, Mapping[str, float]], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """Everything that a sweep reads, checked, before anything expensive is done."""
+
+    config: SweepConfig
+    prompts: PromptSet
+    scorers: Scorers
+    spec: ModelSpec
+    device: torch.device
+    directions_file: Path | None
+
+
+def prepare(config: SweepConfig, directions_file: Path | None = None) -> Inputs:
+    """Reads and checks the data set, the scorers, the device and the model's name.
+
+    Args:
+        directions_file: a safetensors file to take directions from, instead of fitting them.
+
+    Raises:
+        UserError: for anything that the user can mend.
+    """
+    device = pick_device(config.device)
+    spec = resolve(config.model)
+    named = config.emotions if directions_file is None else None
+    prompts = load_prompts(config.dataset, emotions=named, max_samples=config.max_samples, seed=config.seed)
+    if directions_file is not None:
+        known = tuple(load_directions(directions_file)[0])
+        config = replace(config, emotions=config.emotions or known)
+    else:
+        config = replace(config, emotions=prompts.emotions)
+    scorers = load_scorers(config.scorers)
+    check(spec)
+    return Inputs(config, prompts, scorers, spec, device, directions_file)
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """A sweep laid out: the model is loaded, the directions are known, every cell can be named."""
+
+    inputs: Inputs
+    config: SweepConfig
+    loaded: LoadedModel
+    stack: BlockStack
+    fit: Fit
+    conditions: tuple[Condition, ...]
+    tokens: Mapping[str, Tokens]
+
+    @property
+    def n_cells(self) -> int:
+        """Conditions x prompts x samples."""
+        return len(self.conditions) * len(self.tokens) * self.config.samples_per_prompt
+
+    @cached_property
+    def engine(self) -> Engine:
+        """The engine, set up for these settings."""
+        config = self.config
+        decoding = Decoding(config.sequence_length, config.min_new_tokens, config.temperature, self.loaded.eos_ids)
+        tokenizer = self.loaded.tokenizer
+
+        def decode(batch: list[list[int]]) -> list[str]:
+            return list(tokenizer.batch_decode(batch, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+        return Engine(self.stack, decoding, decode, config.batch_size)
+
+    def rows(self, done: set[Cell]) -> Iterator[Row]:
+        """The cells that are not done, ready for the engine."""
+        for condition in self.conditions:
+            patch = self._patch(condition)
+            for prompt_id, tokens in self.tokens.items():
+                for sample in range(self.config.samples_per_prompt):
+                    cell = Cell(condition.condition_id, prompt_id, sample)
+                    if cell not in done:
+                        noise = int(digest([self.config.seed, prompt_id, sample]), 16)
+                        yield Row(cell, tokens, patch, noise)
+
+    def _patch(self, condition: Condition) -> Patch | None:
+        if condition.kind == "baseline":
+            return None
+        emotion, layer = condition.emotion, condition.layer
+        assert emotion is not None and layer is not None
+        direction = self.fit.directions[emotion]
+        vector, basis = direction.vectors[layer], None if direction.basis is None else direction.basis[layer]
+        if condition.draw is not None:
+            vector, basis = random_control(
+                vector, basis, seed=self.config.seed, emotion=emotion, layer=layer, draw=condition.draw
+            )
+        norm = float(self.fit.residual_norms[layer])
+        return make_patch(condition, vector, basis, norm, self.config.sequence_length)
+
+
+def make_conditions(config: SweepConfig) -> tuple[Condition, ...]:
+    """The baseline, then each emotion's conditions, each followed by its random controls. Layers and emotions must be resolved."""
+    assert config.emotions is not None and not isinstance(config.layers, str)
+    windows: tuple[int | None, ...] = config.patch_window if config.scope == "window" else (None,)
+    found = [Condition("baseline")]
+    for emotion, window, alpha, layer in itertools.product(config.emotions, windows, config.alphas, config.layers):
+        condition = Condition(
+            kind="emotion",
+            emotion=emotion,
+            layer=layer,
+            alpha=alpha,
+            scope=config.scope,
+            patch_window=window,
+            site=config.site,
+            operation=config.operation,
+            alpha_unit=config.alpha_unit,
+            alpha_schedule=config.alpha_schedule,
+        )
+        found.append(condition)
+        found += [replace(condition, kind="random", draw=draw, seed=config.seed) for draw in range(config.num_random)]
+    return tuple(found)
+
+
+def encode(loaded: LoadedModel, texts: Sequence[str], prepend_bos: bool) -> list[Tokens]:
+    """Token ids of each text, with the document-start token in front if asked for."""
+    start = (loaded.document_start_id,) if prepend_bos else ()
+    return [(*start, *loaded.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts]
+
+
+def make_plan(inputs: Inputs) -> Plan:
+    """Loads the model, checks what only it can tell, and fits or reads the directions.
+
+    Raises:
+        UserError: for a layer that the model does not have, a prompt that does not fit, or directions of another model.
+    """
+    config = inputs.config
+    loaded = load(inputs.spec, inputs.device, getattr(torch, config.dtype))
+    config = replace(config, layers=resolve_layers(config.layers, loaded.n_layers))
+    tokens = {
+        prompt.prompt_id: ids
+        for prompt, ids in zip(
+            inputs.prompts.test,
+            encode(loaded, [p.text for p in inputs.prompts.test], config.prepend_bos),
+            strict=True,
+        )
+    }
+    _check_lengths(inputs.prompts.test, tokens, loaded.context, config.sequence_length)
+    stack = BlockStack(loaded.model)
+    fit = _directions(inputs, config, loaded, stack)
+    return Plan(inputs, config, loaded, stack, fit, make_conditions(config), tokens)
+
+
+def _check_lengths(prompts: Sequence[Prompt], tokens: Mapping[str, Tokens], context: int, new: int) -> None:
+    for prompt in prompts:
+        length = len(tokens[prompt.prompt_id])
+        if length == 0:
+            raise UserError(f"the prompt {prompt.text!r} has no tokens: remove it, or run with prepend_bos=true")
+        if length + new > context:
+            raise UserError(
+                f"the prompt {prompt.text[:40]!r} has {length} tokens; with {new} new ones it does not fit the model's context of {context}: "
+                "shorten it or sequence_length"
+            )
+
+
+def _directions(inputs: Inputs, config: SweepConfig, loaded: LoadedModel, stack: BlockStack) -> Fit:
+    """Directions and residual norms at the sweep's site, fitted on the data set or read from a file."""
+    fit_prompts = inputs.prompts.fit
+    tokens = encode(loaded, [prompt.text for prompt in fit_prompts], config.prepend_bos)
+    if inputs.directions_file is None:
+        return fit_directions(stack, fit_prompts, tokens, config.site, inputs.prompts.reference)
+    directions, metadata = load_directions(inputs.directions_file)
+    assert config.emotions is not None
+    shape = (loaded.n_layers, loaded.d_model)
+    check_directions(
+        directions, metadata, emotions=config.emotions, site=config.site, shape=shape, fingerprint=loaded.fingerprint
+    )
+    norms = norms_from_metadata(metadata)
+    if norms is None:
+        norms = text_means(stack, tokens, config.site)[1].mean(axis=0)
+    return Fit({name: directions[name] for name in config.emotions}, norms)
+
+
+def probe_logits(plan: Plan) -> torch.Tensor:
+    """The unhooked model's logits on the first prompt: equal before and after a sweep if nothing was left behind."""
+    tokens = torch.tensor([next(iter(plan.tokens.values()))], device=plan.stack.device)
+    with torch.inference_mode():
+        return plan.loaded.model(input_ids=tokens, use_cache=False).logits.float().cpu()
+
+
+def run(
+    plan: Plan, done: Sequence[Completion], keep: Callable[[Sequence[Completion]], None], on_progress: Progress
+) -> SweepResult:
+    """Generates what is not done, scores everything, and computes the effects.
+
+    Args:
+        done: completions of an earlier, interrupted run of the same sweep.
+        keep: called with every pack's completions as they come, before anything else is done with them.
+        on_progress: called with cells done, cells in all, and figures of speed.
+    """
+    before = probe_logits(plan)
+    work = Work(plan.inputs.scorers, {p.prompt_id: p.text for p in plan.inputs.prompts.test}, plan.config.score_prompt)
+    work.add(done)
+    on_progress(len(work.completions), plan.n_cells, {})
+    if plan.stack.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(plan.stack.device)
+    start, tokens = time.monotonic(), 0
+    for pack in plan.engine.generate(list(plan.rows({completion.cell for completion in done}))):
+        keep(pack)
+        work.add(pack)
+        tokens += sum(completion.n_tokens for completion in pack)
+        seconds = time.monotonic() - start
+        speed = {"tokens_per_second": tokens / seconds, "cells_per_second": (len(work.completions) - len(done)) / seconds}
+        on_progress(len(work.completions), plan.n_cells, speed)
+    generated = time.monotonic()
+    scores = work.scores()
+    metrics = {
+        "seconds.generation": generated - start,
+        "seconds.scoring": time.monotonic() - generated,
+        "tokens_per_second": tokens / max(generated - start, 1e-9),
+        "cells_per_second": (len(work.completions) - len(done)) / max(generated - start, 1e-9),
+        "distinct_texts": float(work.n_distinct),
+        "failed_cells": float(sum(completion.failure is not None for completion in work.completions)),
+        "hygiene.max_logit_change": float((probe_logits(plan) - before).abs().max()),
+    }
+    return assemble(plan.config, _facts(plan), plan.inputs.prompts, plan.fit.directions, plan.conditions, work.completions, scores, metrics)
+
+
+def _facts(plan: Plan) -> dict[str, object]:
+    loaded, prompts = plan.loaded, plan.inputs.prompts
+    return {
+        "model": {"name": loaded.spec.name, "source": loaded.spec.source, "revision": loaded.spec.revision},
+        "model_fingerprint": loaded.fingerprint,
+        "n_layers": loaded.n_layers,
+        "d_model": loaded.d_model,
+        "device": str(plan.stack.device),
+        "n_cells": plan.n_cells,
+        "scorer_fingerprints": dict(plan.inputs.scorers.fingerprints),
+        "scorer_providers": list(plan.inputs.scorers.providers),
+        "reference": prompts.reference,
+        "prompt_source": prompts.source,
+        "prompt_split": prompts.split,
+        "n_duplicates_dropped": prompts.n_duplicates,
+        "fit_hash": fit_hash(prompts.fit),
+        "residual_norms": json.dumps([float(norm) for norm in plan.fit.residual_norms]),
+        "direction_accuracy": {name: [float(x) for x in row] for name, row in plan.fit.accuracy.items()},
+    }

@@ -1,0 +1,123 @@
+"""Completions to the tables that a finished sweep is made of."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from emo_mlflow import __version__
+from emo_mlflow.prompts import PromptSet
+from emo_mlflow.results import KEYS, SweepResult
+from emo_mlflow.scorers import Scorers
+from emo_mlflow.statistics.effects import condition_effects
+from emo_mlflow.types import Completion, Condition, Direction, Prompt, SweepConfig
+
+FLUENCY = {"nll": "fluency.nll", "distinct_2": "fluency.distinct_2"}
+VERSIONED = ("torch", "transformers", "numpy", "onnxruntime", "mlflow")
+
+
+class Work:
+    """The completions so far, and which text each of them is scored by."""
+
+    def __init__(self, scorers: Scorers, prompts: Mapping[str, str], with_prompt: bool) -> None:
+        self.scorers = scorers
+        self.prompts = prompts
+        self.with_prompt = with_prompt
+        self.completions: list[Completion] = []
+
+    def add(self, completions: Sequence[Completion]) -> None:
+        """Takes in more completions."""
+        self.completions += completions
+
+    def _text(self, completion: Completion) -> str:
+        return self.prompts[completion.cell.prompt_id] * self.with_prompt + completion.completion
+
+    def scores(self) -> pd.DataFrame:
+        """KEYS and one float32 column per metric, for the cells that did not fail; each distinct text is scored once."""
+        scored = [completion for completion in self.completions if completion.failure is None]
+        values = self.scorers.score([self._text(completion) for completion in scored])
+        keys = pd.DataFrame([(c.cell.condition_id, c.cell.prompt_id, c.cell.sample) for c in scored], columns=KEYS)
+        return keys.join(pd.DataFrame(values, columns=list(self.scorers.metrics)).astype(np.float32))
+
+    @property
+    def n_distinct(self) -> int:
+        """Distinct texts among the completions."""
+        return len({self._text(completion) for completion in self.completions})
+
+
+def prompt_table(prompts: Sequence[Prompt]) -> pd.DataFrame:
+    """prompt_id, emotion, text."""
+    return pd.DataFrame([(p.prompt_id, p.emotion, p.text) for p in prompts], columns=["prompt_id", "emotion", "text"])
+
+
+def condition_table(conditions: Sequence[Condition], completions: Sequence[Completion]) -> pd.DataFrame:
+    """A row per condition, in the sweep's order, with the positions that its cells patched in all."""
+    patched: dict[str, int] = dict.fromkeys((c.condition_id for c in conditions), 0)
+    for completion in completions:
+        patched[completion.cell.condition_id] += completion.n_patched
+    columns = ["condition_id", "kind", "emotion", "layer", "alpha", "draw", "scope", "patch_window"]
+    rows = [[getattr(condition, column) for column in columns] for condition in conditions]
+    table = pd.DataFrame(rows, columns=columns).astype(
+        {"layer": "Int64", "alpha": "Float64", "draw": "Int64", "patch_window": "Int64"}
+    )
+    table.loc[table["kind"] == "baseline", "scope"] = None
+    return table.assign(n_patched=list(patched.values()))
+
+
+def completion_table(completions: Sequence[Completion]) -> pd.DataFrame:
+    """A row per cell: KEYS, completion, n_tokens, nll, distinct_2, failure."""
+    rows = [
+        (*_key(c), c.completion, c.n_tokens, c.nll, c.distinct_2, c.failure) for c in completions
+    ]
+    return pd.DataFrame(rows, columns=[*KEYS, "completion", "n_tokens", "nll", "distinct_2", "failure"])
+
+
+def _key(completion: Completion) -> tuple[str, str, int]:
+    return completion.cell.condition_id, completion.cell.prompt_id, completion.cell.sample
+
+
+def in_order(table: pd.DataFrame, conditions: Sequence[Condition], prompts: Sequence[Prompt]) -> pd.DataFrame:
+    """Rows by condition, prompt and sample as the sweep lists them, whatever order they were computed in."""
+    by_condition = {condition.condition_id: i for i, condition in enumerate(conditions)}
+    by_prompt = {prompt.prompt_id: i for i, prompt in enumerate(prompts)}
+    order = np.lexsort(
+        (table["sample"], table["prompt_id"].map(by_prompt).astype(int), table["condition_id"].map(by_condition).astype(int))
+    )
+    return table.iloc[order].reset_index(drop=True)
+
+
+def assemble(
+    config: SweepConfig,
+    facts: Mapping[str, Any],
+    prompts: PromptSet,
+    directions: Mapping[str, Direction],
+    conditions: Sequence[Condition],
+    completions: Sequence[Completion],
+    scores: pd.DataFrame,
+    metrics: Mapping[str, float],
+) -> SweepResult:
+    """The result of a sweep: its tables, in an order that does not depend on how the work was cut."""
+    table = condition_table(conditions, completions)
+    scores = in_order(scores, conditions, prompts.test)
+    texts = in_order(completion_table(completions), conditions, prompts.test)
+    fluency = texts[texts["failure"].isna()].set_index(KEYS)[list(FLUENCY)].rename(columns=FLUENCY)
+    values = scores.merge(fluency.reset_index(), on=KEYS)
+    versions = {name: version(name) for name in VERSIONED}
+    versions |= {"emo_mlflow": __version__, "python": sys.version.split()[0]}
+    return SweepResult(
+        config=config,
+        facts={**facts, "versions": versions},
+        prompts=prompt_table(prompts.test),
+        fit_prompts=prompt_table(prompts.fit),
+        directions=directions,
+        conditions=table,
+        completions=texts,
+        scores=scores,
+        effects=condition_effects(values, table),
+        metrics=metrics,
+    )

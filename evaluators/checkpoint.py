@@ -1,0 +1,193 @@
+"""A classifier's checkpoint: from a card, a hub id or a folder to files on disk and a card that is complete."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from emo_mlflow.cards import TOKENIZER, Activation, Card, Head, builtin_cards, load_card, sha256
+from emo_mlflow.errors import UserError
+
+T = TypeVar("T")
+
+HUB_SECONDS = 8.0
+_ACTIVATIONS: dict[str, Activation] = {
+    "multi_label_classification": "sigmoid",
+    "single_label_classification": "softmax",
+    "regression": "identity",
+}
+# Encoders that number positions from the padding id + 1 on, so that many of them are never used.
+_OFFSET_POSITIONS = ("roberta", "xlm-roberta", "camembert", "xlm-roberta-xl")
+_PATTERNS = ("*.json", "*.txt", "*.model")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A classifier's files.
+
+    Attributes:
+        folder: config, weights and tokenizer.
+        card: complete but for what the export adds.
+        revision: the commit that the files are of; empty for a folder.
+        hashes: sha256 by file name, of everything that decides the classifier.
+    """
+
+    folder: Path
+    card: Card
+    revision: str
+    hashes: Mapping[str, str]
+
+
+def find_checkpoint(source: str) -> Checkpoint:
+    """A card's name or path, a folder, or a hub id -> the files, fetched where needed, and the completed card.
+
+    Raises:
+        UserError: nothing of that name; no hub within ten seconds; labels or activation that contradict the checkpoint, or
+            that neither it nor a card says.
+    """
+    path = builtin_cards().get(source, Path(source))
+    card = load_card(path) if path.is_file() else None
+    weights = card.source if card else source
+    if card and not Path(weights).is_absolute() and (path.parent / weights).is_dir():
+        folder, revision = path.parent / weights, ""
+    elif Path(weights).is_dir():
+        folder, revision = Path(weights), ""
+    elif re.fullmatch(r"[\w.-]+/[\w.-]+", weights):
+        folder = fetch(weights, card.revision if card else "main")
+        revision = folder.name
+    else:
+        raise UserError(f"{source!r} is no card, no folder and no hub id (owner/name); cards: {', '.join(builtin_cards())}")
+    config = _read_config(folder)
+    complete = complete_card(card or _card_from_config(source, folder, config), config)
+    return Checkpoint(folder, complete, revision, _hashes(folder))
+
+
+def fetch(hub_id: str, revision: str) -> Path:
+    """The snapshot of a hub repository, from the local cache where it is there; its folder is named by the commit."""
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+
+    if re.fullmatch(r"[0-9a-f]{40}", revision):
+        try:
+            local = Path(snapshot_download(hub_id, revision=revision, local_files_only=True))
+            if any(local.glob("*.safetensors")) or any(local.glob("*.bin")):
+                return local
+        except OSError:
+            pass  # not in the local cache: ask the hub
+    hint = f"download {hub_id} elsewhere and pass its folder (--scorer FOLDER), or use the embedded scorer"
+    try:
+        info = _within(HUB_SECONDS, lambda: HfApi().model_info(hub_id, revision=revision, timeout=HUB_SECONDS / 2))
+        names = [sibling.rfilename for sibling in info.siblings or ()]
+        weights = "*.safetensors" if any(name.endswith(".safetensors") for name in names) else "pytorch_model.bin"
+        return Path(snapshot_download(hub_id, revision=info.sha, allow_patterns=[*_PATTERNS, weights]))
+    except (RepositoryNotFoundError, RevisionNotFoundError):
+        raise UserError(f"the hub has no {hub_id} at revision {revision} that you may read; {hint}") from None
+    except (OSError, HfHubHTTPError) as error:
+        raise UserError(f"the hub cannot be reached for {hub_id} ({type(error).__name__}): {hint}") from None
+
+
+def complete_card(card: Card, config: Mapping[str, Any]) -> Card:
+    """Checks a card against a checkpoint's config, and takes from it what the card leaves open.
+
+    Raises:
+        UserError: labels or activation contradict the config, or nobody says the activation.
+    """
+    if len(card.heads) != 1:
+        raise UserError(f"the card of {card.name} has {len(card.heads)} heads; a sequence classifier has one output")
+    head = card.heads[0]
+    _check_labels(card, head, _labels(config))
+    said = _ACTIVATIONS.get(str(config.get("problem_type")))
+    if head.activation is None and said is None:
+        raise UserError(
+            f"{card.source} has no problem_type: whether its labels exclude each other is not known. Write a card that says "
+            "activation: softmax (exclusive labels) or sigmoid (several may hold), and export that"
+        )
+    if head.activation and said and head.activation != said:
+        raise UserError(f"the card of {card.name} says {head.activation}, but the checkpoint's problem_type says {said}")
+    return replace(
+        card,
+        heads=(replace(head, activation=head.activation or said),),
+        max_length=min(card.max_length, _positions(config)),
+        pad_id=int(config.get("pad_token_id") or 0),
+    )
+
+
+def _within(seconds: float, call: Callable[[], T]) -> T:
+    """The call's result or exception; TimeoutError past `seconds`, since resolving a name has no time limit of its own."""
+    outcome: list[tuple[T | None, Exception | None]] = []
+
+    def run() -> None:
+        try:
+            outcome.append((call(), None))
+        except Exception as error:  # handed to the caller's thread, which raises it
+            outcome.append((None, error))
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if not outcome:
+        raise TimeoutError(f"no answer in {seconds:.0f} s")
+    result, error = outcome[0]
+    if error is not None:
+        raise error
+    return result  # type: ignore[return-value]  # T may itself allow None
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder} holds no readable config.json of a classifier: {error}") from None
+    if not isinstance(config, dict):
+        raise UserError(f"{folder / 'config.json'} is not a model's config")
+    return config
+
+
+def _card_from_config(source: str, folder: Path, config: Mapping[str, Any]) -> Card:
+    name = re.sub(r"[^a-z0-9_]+", "_", Path(source).name.lower()).strip("_") or "scorer"
+    labels = _labels(config)
+    if not labels:
+        raise UserError(f"{folder}: config.json has no id2label; write a card with the labels")
+    return Card(name=name, source=source, heads=(Head(name, tuple(map(_normal, labels))),))
+
+
+def _labels(config: Mapping[str, Any]) -> list[str]:
+    by_id = config.get("id2label") or {}
+    return [str(by_id[key]) for key in sorted(by_id, key=int)]
+
+
+def _normal(label: str) -> str:
+    return re.sub(r"[^\w]+", "_", label.strip().lower())
+
+
+def _check_labels(card: Card, head: Head, found: Sequence[str]) -> None:
+    if not found or all(re.fullmatch(r"LABEL_\d+", label) for label in found):
+        return  # the checkpoint names none; the graph's width is checked when it is loaded
+    if [_normal(label) for label in found] != [_normal(label) for label in head.labels]:
+        raise UserError(
+            f"the card of {card.name} has the labels {', '.join(head.labels)}, but the checkpoint's are {', '.join(found)}: "
+            "pin another revision or correct the card"
+        )
+
+
+def _positions(config: Mapping[str, Any]) -> int:
+    """Tokens that the encoder has positions for."""
+    positions = int(config.get("max_position_embeddings") or 512)
+    if config.get("model_type") in _OFFSET_POSITIONS:
+        positions -= int(config.get("pad_token_id") or 0) + 1
+    return positions
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    names = {"config.json", TOKENIZER, "vocab.txt", "vocab.json", "merges.txt", "tokenizer_config.json"}
+    weights = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
+    if not weights:
+        raise UserError(f"{folder} holds no weights (*.safetensors or pytorch_model.bin)")
+    return {path.name: sha256(path) for path in [*weights, *(folder / n for n in sorted(names) if (folder / n).is_file())]}
+
+

@@ -1,0 +1,168 @@
+"""Exporting a sequence classifier: checkpoint -> checked ONNX in the cache, with its card."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from filelock import FileLock
+
+from emo_mlflow.cards import CARD, GRAPH, TOKENIZER, Card, cache_folder, dump_card, sha256
+from emo_mlflow.errors import UserError
+from emo_mlflow.evaluators.checkpoint import Checkpoint, find_checkpoint
+from emo_mlflow.scorers import load_scorers
+from emo_mlflow.types import FloatArray, digest
+
+log = logging.getLogger(__name__)
+
+Precision = Literal["float32", "int8"]
+LARGEST_DIFFERENCE = 1e-4
+_VERSIONED = ("optimum", "optimum-onnx", "onnx", "onnxruntime", "torch", "transformers")
+_WORDS = (
+    "I we you they it the a this that never always maybe thank thanks sorry please hate love fear wonderful terrible "
+    "meeting garden report river music because although and but help answer wait leave stay remember forget question "
+    "yesterday tomorrow quickly slowly honest angry glad tired proud 42 3.14 :) ... ! ? don't you're café"
+)
+
+
+def export_scorer(source: str, precision: Precision = "int8", optimize: bool = False) -> Path:
+    """Exports a classifier, checks it against PyTorch, and returns its folder in the cache.
+
+    What was exported before with the same weights, options and versions is returned as it is. Processes that export the
+    same at once wait for the first. `load_scorers` finds the export by the same `source` where that is a card.
+
+    Args:
+        source: a card's name or path, a folder with a checkpoint, or a hub id.
+        precision: int8 quantises the weights after the float32 graph has been checked.
+        optimize: fuse operators with ONNX Runtime's transformer optimiser first.
+
+    Raises:
+        UserError: see `find_checkpoint`; the extra is not installed; or the graph differs from PyTorch.
+    """
+    if any(find_spec(name) is None for name in ("optimum", "onnx", "onnx_ir")):
+        raise UserError("exporting needs further packages: pip install 'emo_mlflow[export]'")
+    checkpoint = find_checkpoint(source)
+    versions = {name: version(name) for name in _VERSIONED}
+    options = {"precision": precision, "optimize": optimize}
+    home = cache_folder() / "scorers" / checkpoint.card.key
+    target = home / digest([dict(checkpoint.hashes), checkpoint.revision, options, versions, checkpoint.card.key])
+    home.mkdir(parents=True, exist_ok=True)
+    with FileLock(home / ".lock"):
+        if not _is_complete(target):
+            with tempfile.TemporaryDirectory(dir=home) as name:
+                made = _export(checkpoint, Path(name), precision, optimize)
+                card = replace(made, provenance={"options": options, "versions": versions, **made.provenance})
+                finished = Path(name) / "finished"
+                (finished / CARD).write_text(dump_card(card), encoding="utf-8")
+                if target.exists():
+                    target.rename(Path(name) / "broken")
+                finished.rename(target)
+        _point_to(home, target)
+    log.info("exported %s to %s", checkpoint.card.name, target)
+    return target
+
+
+def compare(found: FloatArray, expected: FloatArray) -> dict[str, Any]:
+    """Probabilities [texts, labels] twice -> largest difference, and how often the top label agrees."""
+    return {
+        "n_texts": len(found),
+        "largest_difference": float(np.abs(found - expected).max()),
+        "top_label_agreement": round(float((found.argmax(axis=1) == expected.argmax(axis=1)).mean()), 4),
+    }
+
+
+def check_texts(n: int = 240, seed: int = 0) -> list[str]:
+    """Texts of many lengths, from none to 2,000 words, with emoji, line breaks and other scripts among them."""
+    generator = random.Random(seed)
+    words = _WORDS.split(" ")
+    fixed = ["", " ", "ok", "😀", "🙏🏽 thank you ❤️", "ありがとうございます。とても嬉しいです。", "Спасибо большое", "\n\n\t", "a" * 400]
+    texts = [*fixed, " ".join(generator.choices(words, k=2000))]
+    lengths = [generator.choice((1, 2, 3, 5, 8, 12, 20, 30, 50, 80)) for _ in range(n - len(texts))]
+    return texts + [" ".join(generator.choices(words, k=k)) for k in lengths]
+
+
+def _is_complete(folder: Path) -> bool:
+    if not folder.is_dir():
+        return False
+    try:
+        load_scorers([str(folder)])
+    except UserError as error:
+        log.warning("exporting again: %s", error)
+        return False
+    return True
+
+
+def _point_to(home: Path, target: Path) -> None:
+    pointer = home / "current.new"
+    pointer.write_text(target.name, encoding="utf-8")
+    os.replace(pointer, home / "current")
+
+
+def _export(checkpoint: Checkpoint, work: Path, precision: Precision, optimize: bool) -> Card:
+    """Makes `work/finished` with graph and tokenizer; returns its card."""
+    from optimum.exporters.onnx import onnx_export_from_model
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    from emo_mlflow.evaluators.graph import fuse, quantize
+
+    model = AutoModelForSequenceClassification.from_pretrained(checkpoint.folder, dtype="float32").eval()
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder, use_fast=True)
+    if not tokenizer.is_fast:
+        raise UserError(f"{checkpoint.card.source} has no fast tokenizer, which scoring without transformers needs")
+    exact, finished = work / "float32", work / "finished"
+    onnx_export_from_model(model, exact, task="text-classification", do_validation=False)
+    if optimize:
+        fuse(exact / GRAPH, model.config)
+    tokenizer.backend_tokenizer.save(str(exact / TOKENIZER))
+    texts = check_texts()
+    expected = _torch_probabilities(model, tokenizer, checkpoint.card, texts)
+    card = _checked_card(checkpoint, exact, texts, expected, "float32")
+    difference = card.quality["float32"]["largest_difference"]
+    if not difference < LARGEST_DIFFERENCE:
+        raise UserError(
+            f"the export of {card.source} differs from PyTorch by {difference:.1e} in probability "
+            f"(allowed: {LARGEST_DIFFERENCE:.0e}); it was deleted"
+        )
+    if precision == "float32":
+        exact.rename(finished)
+        return card
+    finished.mkdir()
+    quantize(exact / GRAPH, finished / GRAPH)
+    (exact / TOKENIZER).rename(finished / TOKENIZER)
+    quantized = _checked_card(checkpoint, finished, texts, expected, "int8")
+    return replace(quantized, quality={**card.quality, **quantized.quality})
+
+
+def _checked_card(
+    checkpoint: Checkpoint, folder: Path, texts: list[str], expected: FloatArray, precision: Precision
+) -> Card:
+    """Scores the texts with the graph in `folder` and returns its card with the comparison under `quality`."""
+    card = replace(checkpoint.card, files={name: sha256(folder / name) for name in (GRAPH, TOKENIZER)})
+    (folder / CARD).write_text(dump_card(card), encoding="utf-8")
+    report = compare(load_scorers([str(folder)]).score(texts), expected)
+    log.info("%s, %s against PyTorch: %s", card.name, precision, report)
+    provenance = {"revision": checkpoint.revision, "weights_sha256": dict(checkpoint.hashes)}
+    return replace(card, quality={precision: report}, provenance=provenance)
+
+
+def _torch_probabilities(model: Any, tokenizer: Any, card: Card, texts: Sequence[str]) -> FloatArray:
+    """PyTorch's probabilities, one text at a time and without padding, by the checkpoint's own tokenizer."""
+    import torch
+
+    activations = {"softmax": lambda x: torch.softmax(x, -1), "sigmoid": torch.sigmoid, "identity": lambda x: x}
+    activation = activations[str(card.heads[0].activation)]
+    rows = []
+    with torch.inference_mode():
+        for text in texts:
+            encoded = tokenizer(text, truncation=True, max_length=card.max_length, return_tensors="pt")
+            rows.append(activation(model(**encoded).logits[0] / card.heads[0].temperature).numpy())
+    return np.stack(rows).astype(np.float32)

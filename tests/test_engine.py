@@ -1,0 +1,299 @@
+"""The engine gives the definition's tokens: for every family, scope, operation, schedule and mixture of rows."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from reference import reference_logits, reference_tokens
+from tiny_models import FAMILIES, tiny_model
+
+from emo_mlflow.decoding import Decoding, PackDecoder
+from emo_mlflow.errors import UserError
+from emo_mlflow.generation import Engine
+from emo_mlflow.layers import BlockStack, find_blocks, find_output_projection
+from emo_mlflow.packing import Row, plan_packs
+from emo_mlflow.steering import Patch, schedule_factors
+from emo_mlflow.types import Cell
+
+TIE = 1e-4
+EOS = (5, 6, 7)
+N_LAYERS, D_MODEL, VOCABULARY = 4, 32, 97
+_stacks: dict[str, BlockStack] = {}
+
+
+def stack_of(family: str) -> BlockStack:
+    if family not in _stacks:
+        _stacks[family] = BlockStack(tiny_model(family, seed=0, n_layers=N_LAYERS, d_model=D_MODEL))
+    return _stacks[family]
+
+
+def random_rows(rng: np.random.Generator, n: int, scope: str, window: int | None, schedule: str, n_steps: int) -> list[Row]:
+    """Rows of all operations, vectors and subspaces, at all boundaries, with prompts of many lengths, baselines between."""
+    rows = []
+    for i in range(n):
+        prompt = tuple(int(token) for token in rng.integers(8, VOCABULARY, rng.integers(2, 13)))
+        patch = None
+        if rng.random() > 0.15:
+            operation = rng.choice(["add", "add subspace", "project_out", "clamp"])
+            rank = int(rng.integers(1, 4))
+            basis = np.linalg.qr(rng.normal(size=(D_MODEL, rank)))[0].T.astype(np.float32)
+            shift = (rng.normal(size=D_MODEL) * 6).astype(np.float32)
+            if operation in ("add subspace", "clamp"):
+                shift = (rng.normal(size=rank) * 30 @ basis).astype(np.float32)
+            if operation == "project_out":
+                shift = np.zeros(D_MODEL, np.float32)
+            alphas = (rng.normal() * 2 * schedule_factors(schedule, n_steps)).astype(np.float32)
+            edits = None if operation.startswith("add") else basis
+            patch = Patch(int(rng.integers(0, N_LAYERS + 1)), scope, window, shift, edits, alphas)
+        rows.append(Row(Cell(f"c{i}", f"p{len(prompt)}", 0), prompt, patch))
+    return rows
+
+
+def run_packed(stack: BlockStack, rows: list[Row], decoding: Decoding, batch_size: int = 64) -> dict[str, tuple[int, ...]]:
+    """Tokens by condition, decoded in packs."""
+    found = {}
+    for pack in plan_packs(rows, batch_size):
+        for decoded in PackDecoder(stack, pack, decoding).run():
+            found[decoded.row.cell.condition_id] = decoded.tokens
+    return found
+
+
+def assert_same_or_tied(stack: BlockStack, row: Row, tokens: tuple[int, ...], decoding: Decoding) -> None:
+    """Equal to the definition, or else the first difference is where the two largest logits are closer than TIE."""
+    expected, gaps = reference_tokens(stack.model, row, decoding)
+    if list(tokens) != expected:
+        pairs = zip([*tokens, -1], [*expected, -1], strict=False)
+        first = next(i for i, (ours, theirs) in enumerate(pairs) if ours != theirs)
+        assert gaps[first] < TIE, (row, tokens, expected, gaps[first])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@given(
+    scope=st.sampled_from([("window", 1), ("window", 3), ("window", 5), ("generated", None), ("all", None)]),
+    schedule=st.sampled_from(["constant", "linear", "exponential:2", "1,0,2"]),
+    stops=st.booleans(),
+    seed=st.integers(0, 10_000),
+)
+def test_packed_decoding_equals_the_uncached_definition(family, scope, schedule, stops, seed):
+    """Guards against: a window that a cache turns into every token, a schedule of which only the first alpha acts, padding that
+    moves the patched positions, rows that influence each other, and a row that stops disturbing the ones that go on."""
+    n_steps = 12
+    decoding = Decoding(n_steps, 0 if stops else n_steps, 0.0, EOS)
+    stack = stack_of(family)
+    rows = random_rows(np.random.default_rng(seed), 10, *scope, schedule, n_steps)
+    found = run_packed(stack, rows, decoding)
+    assert len(found) == len(rows)
+    for row in rows:
+        assert_same_or_tied(stack, row, found[row.cell.condition_id], decoding)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_interventions_change_what_these_models_write(family):
+    """The exactness tests would pass on models that ignore the patch; these do not ignore it."""
+    stack = stack_of(family)
+    decoding = Decoding(12, 12, 0.0, EOS)
+    rows = [row for row in random_rows(np.random.default_rng(1), 60, "generated", None, "constant", 12) if row.patch]
+    clean = run_packed(stack, [Row(row.cell, row.tokens, None) for row in rows], decoding)
+    steered = run_packed(stack, rows, decoding)
+    assert np.mean([clean[name] != steered[name] for name in clean]) > 0.5
+
+
+def test_scopes_and_windows_differ():
+    """A window of 3 is neither a window of 1 nor every generated token (with a cache, the first system's always was)."""
+    stack = stack_of("llama")
+    decoding = Decoding(14, 14, 0.0, EOS)
+    texts = []
+    for scope, window in [("window", 1), ("window", 3), ("generated", None), ("all", None)]:
+        rows = random_rows(np.random.default_rng(3), 40, scope, window, "constant", 14)
+        texts.append(run_packed(stack, rows, decoding))
+    for i, first in enumerate(texts):
+        for second in texts[i + 1 :]:
+            assert first != second
+
+
+def test_gpt_neo_local_attention_beyond_its_window():
+    """A context longer than the local attention window: keys outside of it must stay unseen, at every step."""
+    stack = stack_of("gpt_neo")
+    window_size = stack.model.config.window_size
+    prompt = tuple(range(8, 8 + 3 * window_size))
+    decoding = Decoding(10, 10, 0.0, EOS)
+    shift = (np.random.default_rng(0).normal(size=D_MODEL) * 6).astype(np.float32)
+    for scope, window in [("window", 3), ("generated", None), ("all", None)]:
+        row = Row(Cell("c", "p", 0), prompt, Patch(1, scope, window, shift, None, np.ones(10, np.float32)))
+        found = run_packed(stack, [row, Row(Cell("base", "p", 0), prompt[:5], None)], decoding)
+        assert_same_or_tied(stack, row, found["c"], decoding)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 7, 1000])
+def test_rows_do_not_depend_on_the_batch(batch_size):
+    """A condition alone, and packed among others, gives the same tokens (ties of these random models aside, there are none)."""
+    stack = stack_of("gpt2")
+    decoding = Decoding(10, 0, 0.0, EOS)
+    rows = random_rows(np.random.default_rng(5), 25, "window", 3, "linear", 10)
+    assert run_packed(stack, rows, decoding, batch_size) == run_packed(stack, rows, decoding, 25)
+
+
+def test_sampling_noise_is_shared_between_conditions_and_independent_of_the_batch():
+    """With alpha = 0 a sampled text equals its baseline's: the noise is the prompt's and the sample's, not the row's."""
+    stack = stack_of("gpt2")
+    decoding = Decoding(10, 10, 1.0, EOS)
+    zero = Patch(1, "generated", None, np.zeros(D_MODEL, np.float32), None, np.ones(10, np.float32))
+    prompts = [(9, 10, 11), (12, 13, 14, 15)]
+    rows = [
+        Row(Cell(f"{kind}{i}{sample}", f"p{i}", sample), prompt, patch, noise_seed=100 * i + sample)
+        for i, prompt in enumerate(prompts)
+        for sample in range(3)
+        for kind, patch in [("base", None), ("zero", zero)]
+    ]
+    found = run_packed(stack, rows, decoding)
+    for i in range(2):
+        texts = [found[f"base{i}{sample}"] for sample in range(3)]
+        assert texts == [found[f"zero{i}{sample}"] for sample in range(3)]
+        assert len(set(texts)) == 3
+    assert run_packed(stack, rows[:1], decoding)["base00"] == found["base00"]
+
+
+def test_sampling_follows_the_softmax():
+    """The first token's frequencies over many samples are the softmax of the logits (chi-square, 1 in 1,000)."""
+    from scipy.stats import chisquare
+
+    stack = stack_of("gpt2")
+    n, temperature = 3000, 4.0
+    rows = [Row(Cell("base", "p", i), (9, 10, 11), None, noise_seed=i * 7919) for i in range(n)]
+    decoding = Decoding(1, 1, temperature, EOS)
+    logits = reference_logits(stack.model, rows[0], [], 0)
+    logits[list(EOS)] = -torch.inf
+    expected = torch.softmax(logits / temperature, 0).double().numpy()
+    tokens = [d.tokens[0] for d in PackDecoder(stack, rows, decoding).run()]
+    counts = np.bincount(tokens, minlength=len(expected))
+    common = expected * n >= 5
+    observed = np.append(counts[common], counts[~common].sum())
+    theory = np.append(expected[common], expected[~common].sum()) * n
+    assert chisquare(observed, theory).pvalue > 1e-3
+    assert counts[list(EOS)].sum() == 0
+
+
+def engine_for(stack: BlockStack, decoding: Decoding, batch_size: int | None = None) -> Engine:
+    return Engine(stack, decoding, lambda batch: [" ".join(map(str, ids)) for ids in batch], batch_size)
+
+
+def test_nll_is_that_of_the_unpatched_model():
+    """NLL of a steered text is measured on the clean model, per new token, and does not depend on padding or batching."""
+    stack = stack_of("gpt_neox")
+    decoding = Decoding(8, 0, 0.0, EOS)
+    rows = random_rows(np.random.default_rng(2), 20, "generated", None, "constant", 8)
+    done = {c.cell.condition_id: c for pack in engine_for(stack, decoding, 20).generate(rows) for c in pack}
+    for row in rows:
+        completion = done[row.cell.condition_id]
+        tokens = [int(token) for token in completion.completion.split()]
+        assert completion.n_tokens == len(tokens)
+        if not tokens:
+            assert np.isnan(completion.nll)
+            continue
+        with torch.no_grad():
+            logits = stack.model(torch.tensor([[*row.tokens, *tokens]])).logits[0]
+        log_p = torch.log_softmax(logits, -1)[len(row.tokens) - 1 : -1]
+        expected = -float(log_p[range(len(tokens)), tokens].mean())
+        assert completion.nll == pytest.approx(expected, abs=2e-4)
+
+
+def test_patched_positions_are_counted():
+    """Each condition logs how many positions it patched: the first system's longest prompts were never patched, unseen."""
+    stack = stack_of("llama")
+    decoding = Decoding(9, 9, 0.0, EOS)
+    for scope, window, expected in [("window", 3, 9), ("generated", None, 9), ("all", None, None)]:
+        rows = random_rows(np.random.default_rng(4), 20, scope, window, "constant", 9)
+        for pack in engine_for(stack, decoding).generate(rows):
+            for completion in pack:
+                row = next(row for row in rows if row.cell == completion.cell)
+                if row.patch is None:
+                    assert completion.n_patched == 0
+                else:
+                    assert completion.n_patched == (expected or len(row.tokens) + 8)
+
+
+def test_overflow_fails_its_own_cell_only():
+    """An alpha that makes activations overflow marks its cell failed, with the reason, and leaves the others as they are."""
+    stack = stack_of("gpt2")
+    decoding = Decoding(6, 6, 0.0, EOS)
+    rows = random_rows(np.random.default_rng(6), 12, "generated", None, "constant", 6)
+    alone = {c.cell: c for pack in engine_for(stack, decoding).generate(rows) for c in pack}
+    huge = Patch(1, "generated", None, np.full(D_MODEL, 3e38, np.float32), None, np.full(6, 1e3, np.float32))
+    bad = Row(Cell("bad", "p", 0), (9, 10, 11), huge)
+    both = {c.cell: c for pack in engine_for(stack, decoding).generate([*rows, bad]) for c in pack}
+    assert both[bad.cell].failure is not None and "not finite" in both[bad.cell].failure
+    for cell, completion in alone.items():
+        assert both[cell].completion == completion.completion and both[cell].failure is None
+
+
+def test_out_of_memory_halves_the_batch_and_loses_nothing(monkeypatch):
+    """Packs that do not fit are halved until they do; every cell comes out once."""
+    stack = stack_of("gpt2")
+    decoding = Decoding(4, 4, 0.0, EOS)
+    rows = random_rows(np.random.default_rng(7), 30, "generated", None, "constant", 4)
+    sizes: list[int] = []
+    real = PackDecoder.run
+
+    def limited(self):
+        sizes.append(len(self.rows))
+        if len(self.rows) > 8:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(self)
+
+    monkeypatch.setattr(PackDecoder, "run", limited)
+    done = [c.cell for pack in engine_for(stack, decoding, 30).generate(rows) for c in pack]
+    assert sorted(cell.condition_id for cell in done) == sorted(row.cell.condition_id for row in rows)
+    assert max(sizes) == 30 and max(size for size in sizes[2:]) <= 8
+    monkeypatch.setattr(PackDecoder, "run", lambda self: (_ for _ in ()).throw(torch.OutOfMemoryError("out of memory")))
+    with pytest.raises(UserError, match="not enough memory"):
+        list(engine_for(stack, decoding, 1).generate(rows[:1]))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_nothing_is_left_behind(family):
+    """Hooks that were never removed made later conditions of the first system run on top of earlier ones."""
+    stack = stack_of(family)
+    tokens = torch.arange(8, 20)[None]
+    with torch.no_grad():
+        before = stack.model(tokens).logits
+        run_packed(stack, random_rows(np.random.default_rng(8), 10, "window", 3, "constant", 5), Decoding(5, 5, 0.0, EOS))
+        after = stack.model(tokens).logits
+    assert torch.equal(before, after)
+    assert not any(block._forward_hooks or block._forward_pre_hooks or "forward" in vars(block) for block in stack.blocks)
+
+
+def test_an_error_in_the_model_leaves_nothing_behind(monkeypatch):
+    """The stand-ins are taken out also when the model's own forward raises between them."""
+    stack = stack_of("gpt2")
+    monkeypatch.setattr(stack.model.transformer.ln_f, "forward", lambda hidden: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        stack.logits(torch.zeros(1, 1, D_MODEL))
+    assert not any("forward" in vars(block) for block in stack.blocks)
+
+
+def test_models_without_known_blocks_are_refused():
+    """No guessing of layer names: an encoder, or anything else that is not known, is an error that names what is."""
+    with pytest.raises(UserError, match="decoder blocks"):
+        find_blocks(torch.nn.Sequential(torch.nn.Linear(2, 2)))
+    with pytest.raises(UserError, match="output projection"):
+        find_output_projection(torch.nn.Linear(2, 2))
+
+
+def test_blocks_that_cannot_run_one_by_one_are_refused(monkeypatch):
+    """A family whose blocks depend on something that the stand-ins do not see must not be steered wrongly."""
+    model = tiny_model("gpt2", seed=1, n_layers=2, d_model=D_MODEL)
+    real = model.transformer.h[1].forward
+    calls = []
+
+    def depends_on_history(hidden, *args, **kwargs):
+        calls.append(1)
+        output = real(hidden, *args, **kwargs)
+        return (output[0] * (1 + 0.1 * len(calls)), *output[1:])
+
+    monkeypatch.setattr(type(model.transformer.h[1]), "forward", lambda self, *a, **k: depends_on_history(*a, **k))
+    with pytest.raises(UserError, match="cannot be steered"):
+        BlockStack(model)
