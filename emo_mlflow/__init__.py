@@ -12,8 +12,8 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "UserError": "emo_mlflow.errors",
-    "load_sweep": "emo_mlflow.tracking",
-    "find_sweeps": "emo_mlflow.tracking",
+    "load_sweep": "emo_mlflow.sweeps",
+    "find_sweeps": "emo_mlflow.sweeps",
     "score": "emo_mlflow.scorers",
 }
 

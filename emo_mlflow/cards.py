@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from importlib.resources import files
@@ -91,6 +92,17 @@ class Card:
 def cache_folder() -> Path:
     """Where exports are kept: $EMO_MLFLOW_CACHE, or the platform's cache folder."""
     return Path(os.environ.get("EMO_MLFLOW_CACHE") or platformdirs.user_cache_dir("emo_mlflow"))
+
+
+def is_hub_id(source: str) -> bool:
+    """Whether a text has the form owner/name."""
+    return re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source) is not None
+
+
+def source_key(source: str) -> str:
+    """Names the cache folder of an export that was asked for by a folder or a hub id, without a card."""
+    where = str(Path(source).resolve()) if Path(source).is_dir() else source
+    return f"{Path(where).name.lower()}-{digest(where, 12)}"
 
 
 def builtin_cards() -> dict[str, Path]:

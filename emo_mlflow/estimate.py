@@ -31,6 +31,16 @@ class Estimate:
         return self.flops / (self.flops_per_second * TYPICAL_UTILISATION)
 
 
+    def lines(self) -> list[str]:
+        """For the terminal: how much, how long, how large."""
+        minutes = self.seconds / 60
+        length = f"{minutes:.0f} min" if minutes < 90 else f"{minutes / 60:.1f} h"
+        return [
+            f"Cells      {self.n_cells:,} ({self.n_tokens:,} new tokens), {self.batch_size} rows at a time",
+            f"Estimate   {'under a minute' if minutes < 1 else length} of generation, {self.memory / 2**30:.1f} GiB of memory",
+        ]
+
+
 def gemm_rate(device: torch.device, dtype: torch.dtype, width: int) -> float:
     """Measured floating-point operations per second of a product [256, width] x [width, 4 width]."""
     left = torch.randn(256, width, device=device, dtype=dtype)

@@ -27,7 +27,9 @@ from emo_mlflow.cards import (
     builtin_cards,
     cache_folder,
     embedded_folder,
+    is_hub_id,
     load_card,
+    source_key,
 )
 from emo_mlflow.errors import UserError
 from emo_mlflow.score_cache import ScoreCache
@@ -138,32 +140,39 @@ def load_scorers(names: Sequence[str], cache: Path | None = None) -> Scorers:
     return loaded
 
 
-def score(texts: Sequence[str], scorers: str | Sequence[str] = EMBEDDED, cache: Path | None = None) -> pd.DataFrame:
+def score(
+    texts: Sequence[str] | pd.Series, scorers: str | Sequence[str] = EMBEDDED, cache: Path | None = None
+) -> pd.DataFrame:
     """Scores texts: a row per text in their order, a float32 column per metric `scorer.label`.
 
     `scorers` and `cache` as in `load_scorers`. Keeps a Series' index.
     """
     loaded = load_scorers([scorers] if isinstance(scorers, str) else scorers, cache)
     index = texts.index if isinstance(texts, pd.Series) else None
-    return pd.DataFrame(loaded.score(texts), columns=list(loaded.metrics), index=index)
+    return pd.DataFrame(loaded.score(list(texts)), columns=list(loaded.metrics), index=index)
 
 
 def find_scorer(name: str) -> Path:
     """The folder that holds a scorer's graph, tokenizer and card.
 
     Raises:
-        UserError: nothing of that name, or a card that has not been exported yet.
+        UserError: nothing of that name, or a classifier that has not been exported yet.
     """
     if name == EMBEDDED:
         return embedded_folder()
     path = builtin_cards().get(name, Path(name))
-    if path.is_dir():
+    if (path / CARD).is_file():
         return path
-    if not path.is_file():
+    if path.is_file():
+        card = load_card(path)
+        if card.files:
+            return path.parent
+        key = card.key
+    elif path.is_dir() or is_hub_id(name):
+        key = source_key(name)
+    else:
         raise UserError(f"unknown scorer {name!r}: choose from {', '.join(_choices())}, a folder, or a YAML card")
-    if path.name == CARD and (path.parent / GRAPH).exists():
-        return path.parent
-    pointer = cache_folder() / "scorers" / load_card(path).key / "current"
+    pointer = cache_folder() / "scorers" / key / "current"
     if not pointer.is_file():
         raise UserError(f"the scorer {name} is not exported yet: run `emo-mlflow export --scorer {name}` first")
     return pointer.parent / pointer.read_text(encoding="utf-8").strip()

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from emo_mlflow.cards import TOKENIZER, Activation, Card, Head, builtin_cards, load_card, sha256
+from emo_mlflow.cards import TOKENIZER, Activation, Card, Head, builtin_cards, is_hub_id, load_card, sha256, source_key
 from emo_mlflow.errors import UserError
 
 T = TypeVar("T")
@@ -33,12 +33,14 @@ class Checkpoint:
     Attributes:
         folder: config, weights and tokenizer.
         card: complete but for what the export adds.
+        key: the name of its folder in the cache, by which `load_scorers` finds it again.
         revision: the commit that the files are of; empty for a folder.
         hashes: sha256 by file name, of everything that decides the classifier.
     """
 
     folder: Path
     card: Card
+    key: str
     revision: str
     hashes: Mapping[str, str]
 
@@ -47,8 +49,8 @@ def find_checkpoint(source: str) -> Checkpoint:
     """A card's name or path, a folder, or a hub id -> the files, fetched where needed, and the completed card.
 
     Raises:
-        UserError: nothing of that name; no hub within ten seconds; labels or activation that contradict the checkpoint, or
-            that neither it nor a card says.
+        UserError: nothing of that name; no hub within ten seconds; labels or activation that contradict the checkpoint,
+            or that neither it nor a card says.
     """
     path = builtin_cards().get(source, Path(source))
     card = load_card(path) if path.is_file() else None
@@ -57,14 +59,15 @@ def find_checkpoint(source: str) -> Checkpoint:
         folder, revision = path.parent / weights, ""
     elif Path(weights).is_dir():
         folder, revision = Path(weights), ""
-    elif re.fullmatch(r"[\w.-]+/[\w.-]+", weights):
+    elif is_hub_id(weights):
         folder = fetch(weights, card.revision if card else "main")
         revision = folder.name
     else:
-        raise UserError(f"{source!r} is no card, no folder and no hub id (owner/name); cards: {', '.join(builtin_cards())}")
+        names = ", ".join(builtin_cards())
+        raise UserError(f"{source!r} is no card ({names}), no folder and no hub id (owner/name)")
     config = _read_config(folder)
     complete = complete_card(card or _card_from_config(source, folder, config), config)
-    return Checkpoint(folder, complete, revision, _hashes(folder))
+    return Checkpoint(folder, complete, card.key if card else source_key(source), revision, _hashes(folder))
 
 
 def fetch(hub_id: str, revision: str) -> Path:
@@ -104,11 +107,11 @@ def complete_card(card: Card, config: Mapping[str, Any]) -> Card:
     said = _ACTIVATIONS.get(str(config.get("problem_type")))
     if head.activation is None and said is None:
         raise UserError(
-            f"{card.source} has no problem_type: whether its labels exclude each other is not known. Write a card that says "
-            "activation: softmax (exclusive labels) or sigmoid (several may hold), and export that"
+            f"{card.source} has no problem_type: whether its labels exclude each other is not known. Write a card that "
+            "says activation: softmax (exclusive labels) or sigmoid (several may hold), and export that"
         )
     if head.activation and said and head.activation != said:
-        raise UserError(f"the card of {card.name} says {head.activation}, but the checkpoint's problem_type says {said}")
+        raise UserError(f"the card of {card.name} says {head.activation}, the checkpoint's problem_type says {said}")
     return replace(
         card,
         heads=(replace(head, activation=head.activation or said),),
@@ -118,7 +121,7 @@ def complete_card(card: Card, config: Mapping[str, Any]) -> Card:
 
 
 def _within(seconds: float, call: Callable[[], T]) -> T:
-    """The call's result or exception; TimeoutError past `seconds`, since resolving a name has no time limit of its own."""
+    """The call's result or exception; TimeoutError past `seconds`: resolving a name has no time limit of its own."""
     outcome: list[tuple[T | None, Exception | None]] = []
 
     def run() -> None:
@@ -170,8 +173,8 @@ def _check_labels(card: Card, head: Head, found: Sequence[str]) -> None:
         return  # the checkpoint names none; the graph's width is checked when it is loaded
     if [_normal(label) for label in found] != [_normal(label) for label in head.labels]:
         raise UserError(
-            f"the card of {card.name} has the labels {', '.join(head.labels)}, but the checkpoint's are {', '.join(found)}: "
-            "pin another revision or correct the card"
+            f"the card of {card.name} has the labels {', '.join(head.labels)}, but the checkpoint's are "
+            f"{', '.join(found)}: pin another revision or correct the card"
         )
 
 
@@ -188,6 +191,7 @@ def _hashes(folder: Path) -> dict[str, str]:
     weights = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
     if not weights:
         raise UserError(f"{folder} holds no weights (*.safetensors or pytorch_model.bin)")
-    return {path.name: sha256(path) for path in [*weights, *(folder / n for n in sorted(names) if (folder / n).is_file())]}
+    others = [folder / name for name in sorted(names) if (folder / name).is_file()]
+    return {path.name: sha256(path) for path in [*weights, *others]}
 
 

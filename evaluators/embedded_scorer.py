@@ -106,10 +106,8 @@ def write_scorer(
             _write_tokenizer(encoder / TOKENIZER, path / TOKENIZER)
         write_graph(network, exact / GRAPH)
         quantize(exact / GRAPH, folder / GRAPH)
-        card = _calibrated(corpora, _dev_logits(exact, corpora), recipe, politeness, exact)
-        float_quality = card.quality
-        card = _calibrated(corpora, _dev_logits(folder, corpora), recipe, politeness, folder)
-        card = replace(card, quality={**card.quality, "int8_against_float32": _losses(card.quality, float_quality)})
+        float32, card = (_calibrated(corpora, path, encoder, recipe, politeness) for path in (exact, folder))
+        card = replace(card, quality={**card.quality, "int8_against_float32": _losses(card.quality, float32.quality)})
         (folder / CARD).write_text(dump_card(card), encoding="utf-8")
         load_scorers([str(folder)])
         shutil.rmtree(out, ignore_errors=True)
@@ -146,8 +144,10 @@ def _hashes(folder: Path) -> dict[str, str]:
 
 
 def _calibrated(
-    corpora: Corpora, logits: Mapping[str, FloatArray], recipe: Recipe, politeness: Mapping[str, Any], folder: Path
+    corpora: Corpora, folder: Path, encoder: Path, recipe: Recipe, politeness: Mapping[str, Any]
 ) -> Card:
+    """The card of the graph in `folder`: temperatures and thresholds from the dev texts, and the figures there."""
+    logits = _dev_logits(folder, corpora)
     emotions, sentiments = corpora.dev.emotions, corpora.dev.sentiments
     one = sentiments.max(axis=1) == 1
     t_emotion = round(fit_temperature(logits["goemotions"], emotions, exclusive=False), 4)
@@ -163,7 +163,7 @@ def _calibrated(
     )
     return Card(
         name="embedded",
-        source=f"{ENCODER_PACKAGE} {version(ENCODER_PACKAGE)} (all-MiniLM-L6-v2), fine-tuned with four heads",
+        source=f"all-MiniLM-L6-v2 (PyPI: {ENCODER_PACKAGE}), fine-tuned with four heads",
         heads=heads,
         description="Sentiment, politeness and 28 emotions of short English texts, from one small shared encoder.",
         licence="Apache-2.0; training data CC BY 4.0: GoEmotions (Demszky et al. 2020), Stanford Politeness Corpus "
@@ -175,7 +175,7 @@ def _calibrated(
             "sentiment": _sentiment_quality(logits["sentiment"][one], sentiments[one]),
             "politeness": dict(politeness),
         },
-        provenance=_provenance(corpora, recipe),
+        provenance=_provenance(corpora, encoder, recipe),
     )
 
 
@@ -223,9 +223,10 @@ def _losses(int8: Mapping[str, Any], float32: Mapping[str, Any]) -> dict[str, An
     }
 
 
-def _provenance(corpora: Corpora, recipe: Recipe) -> dict[str, Any]:
-    packages = ("torch", "transformers", "tokenizers", "onnxruntime", "numpy", ENCODER_PACKAGE)
+def _provenance(corpora: Corpora, encoder: Path, recipe: Recipe) -> dict[str, Any]:
+    packages = ("torch", "transformers", "tokenizers", "onnxruntime", "numpy")
     return {
+        "encoder_sha256": {path.name: sha256(path) for path in sorted(encoder.glob("*.safetensors"))},
         "data_sha256": dict(corpora.hashes),
         "recipe": asdict(recipe),
         "threads": torch.get_num_threads(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 import random
@@ -38,7 +39,7 @@ def export_scorer(source: str, precision: Precision = "int8", optimize: bool = F
     """Exports a classifier, checks it against PyTorch, and returns its folder in the cache.
 
     What was exported before with the same weights, options and versions is returned as it is. Processes that export the
-    same at once wait for the first. `load_scorers` finds the export by the same `source` where that is a card.
+    same at once wait for the first. `load_scorers` finds the latest export by the same `source`.
 
     Args:
         source: a card's name or path, a folder with a checkpoint, or a hub id.
@@ -53,8 +54,9 @@ def export_scorer(source: str, precision: Precision = "int8", optimize: bool = F
     checkpoint = find_checkpoint(source)
     versions = {name: version(name) for name in _VERSIONED}
     options = {"precision": precision, "optimize": optimize}
-    home = cache_folder() / "scorers" / checkpoint.card.key
-    target = home / digest([dict(checkpoint.hashes), checkpoint.revision, options, versions, checkpoint.card.key])
+    home = cache_folder() / "scorers" / checkpoint.key
+    made_from = [dict(checkpoint.hashes), checkpoint.revision, dump_card(checkpoint.card)]
+    target = home / digest([*made_from, options, versions])
     home.mkdir(parents=True, exist_ok=True)
     with FileLock(home / ".lock"):
         if not _is_complete(target):
@@ -84,8 +86,8 @@ def check_texts(n: int = 240, seed: int = 0) -> list[str]:
     """Texts of many lengths, from none to 2,000 words, with emoji, line breaks and other scripts among them."""
     generator = random.Random(seed)
     words = _WORDS.split(" ")
-    fixed = ["", " ", "ok", "😀", "🙏🏽 thank you ❤️", "ありがとうございます。とても嬉しいです。", "Спасибо большое", "\n\n\t", "a" * 400]
-    texts = [*fixed, " ".join(generator.choices(words, k=2000))]
+    texts = ["", " ", "ok", "😀", "🙏🏽 thank you ❤️", "Спасибо большое", "\n\n\t", "a" * 400]
+    texts += ["ありがとうございます。とても嬉しいです。", " ".join(generator.choices(words, k=2000))]
     lengths = [generator.choice((1, 2, 3, 5, 8, 12, 20, 30, 50, 80)) for _ in range(n - len(texts))]
     return texts + [" ".join(generator.choices(words, k=k)) for k in lengths]
 
@@ -121,7 +123,7 @@ def _export(checkpoint: Checkpoint, work: Path, precision: Precision, optimize: 
     exact, finished = work / "float32", work / "finished"
     onnx_export_from_model(model, exact, task="text-classification", do_validation=False)
     if optimize:
-        fuse(exact / GRAPH, model.config)
+        fuse(exact / GRAPH, model.config.num_attention_heads, model.config.hidden_size)
     tokenizer.backend_tokenizer.save(str(exact / TOKENIZER))
     texts = check_texts()
     expected = _torch_probabilities(model, tokenizer, checkpoint.card, texts)
@@ -160,9 +162,11 @@ def _torch_probabilities(model: Any, tokenizer: Any, card: Card, texts: Sequence
 
     activations = {"softmax": lambda x: torch.softmax(x, -1), "sigmoid": torch.sigmoid, "identity": lambda x: x}
     activation = activations[str(card.heads[0].activation)]
+    accepted = inspect.signature(model.forward).parameters
     rows = []
     with torch.inference_mode():
         for text in texts:
             encoded = tokenizer(text, truncation=True, max_length=card.max_length, return_tensors="pt")
-            rows.append(activation(model(**encoded).logits[0] / card.heads[0].temperature).numpy())
+            logits = model(**{name: value for name, value in encoded.items() if name in accepted}).logits[0]
+            rows.append(activation(logits / card.heads[0].temperature).numpy())
     return np.stack(rows).astype(np.float32)

@@ -31,7 +31,7 @@ class _Tuple(nn.Module):
 
 def write_graph(network: EmotionNetwork, path: Path) -> None:
     """Writes the network as float32 ONNX: input_ids and attention_mask [batch, length] -> logits by output name."""
-    ids = torch.randint(1000, 20000, (2, 9))
+    ids = torch.ones((2, 9), dtype=torch.long)
     mask = torch.ones_like(ids)
     mask[1, 5:] = 0
     axes = {name: {0: "batch", 1: "length"} for name in ("input_ids", "attention_mask")}
@@ -91,3 +91,14 @@ def _int8_rows(table: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.int8], np
     """float32 [rows, width] -> int8 [rows, width] and float32 [rows, 1], whose product is the table, nearly."""
     scales = np.maximum(np.abs(table).max(axis=1, keepdims=True) / 127, 1e-12).astype(np.float32)
     return np.round(table / scales).astype(np.int8), scales
+
+
+def fuse(path: Path, n_heads: int, width: int) -> None:
+    """Fuses operators of the float32 graph in place; attention stays apart, for `quantize` works on its products."""
+    from onnxruntime.transformers.fusion_options import FusionOptions
+    from onnxruntime.transformers.optimizer import optimize_model
+
+    options = FusionOptions("bert")
+    options.enable_attention = False
+    optimized = optimize_model(str(path), "bert", num_heads=n_heads, hidden_size=width, optimization_options=options)
+    optimized.save_model_to_file(str(path))

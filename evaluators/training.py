@@ -148,7 +148,7 @@ def _positive_weights(emotions: FloatArray, cap: float) -> Tensor:
 def _remove_positive_weights(network: EmotionNetwork, weights: Tensor) -> None:
     """A loss that counts positives w times inflates the odds w times; the bias takes that back."""
     with torch.no_grad():
-        network.heads["goemotions"].out.bias -= weights.log()  # type: ignore[union-attr,operator]
+        network.heads["goemotions"].out.bias -= weights.log()
 
 
 def _schedule(

@@ -1,4 +1,4 @@
-"""Random models of every supported family, four layers deep, and a hand-built byte-level tokenizer: no download, no network."""
+"""Random models of every supported family, four layers deep, and a hand-built byte-level tokenizer: no network."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ LOCAL_WINDOW = 8
 # Multiplies the random initialisation, whose streams are otherwise so small that no intervention changes a token.
 WEIGHT_SCALE = 6.0
 
-# As the published tokenizers have them: which token starts a document, which end one, and what is added to every text unasked.
+# As the published tokenizers have them: BOS, EOS, and what is put in front of every text unasked.
 _SPECIAL_TOKENS: dict[str, dict[str, str | None]] = {
     "gpt2": {"bos": "<|endoftext|>", "eos": "<|endoftext|>"},
     "gpt_neo": {"bos": "<|endoftext|>", "eos": "<|endoftext|>"},
@@ -40,9 +40,9 @@ _SPECIAL_TOKENS: dict[str, dict[str, str | None]] = {
     "gemma3": {"bos": "<bos>", "eos": "<eos>", "added": "<bos>"},
     "smollm2": {"bos": "<|im_start|>", "eos": "<|im_end|>"},
 }
-_EVERY_SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|begin_of_text|>", "<|end_of_text|>", "<bos>", "<eos>")
-_MERGES = ("th", "the", "Ġthe", "an", "and", "Ġand", "in", "ing", "er", "ou", "you", "Ġyou")
 _CHATML = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+_EVERY_SPECIAL = (*_CHATML, "<|begin_of_text|>", "<|end_of_text|>", "<bos>", "<eos>")
+_MERGES = ("t h", "th e", "Ġ the", "a n", "an d", "Ġ and", "i n", "in g", "e r", "o u", "y ou", "Ġ you")
 
 
 def tiny_tokenizer(family: str = "gpt2") -> PreTrainedTokenizerFast:
@@ -52,15 +52,17 @@ def tiny_tokenizer(family: str = "gpt2") -> PreTrainedTokenizerFast:
     """
     names = _SPECIAL_TOKENS[family]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: i for i, token in enumerate((*_EVERY_SPECIAL, *alphabet, *_MERGES))}
-    merges = [next((t[:i], t[i:]) for i in range(1, len(t)) if t[:i] in vocabulary and t[i:] in vocabulary) for t in _MERGES]
+    merges = [(left, right) for left, right in (merge.split() for merge in _MERGES)]
+    merged = [left + right for left, right in merges]
+    vocabulary = {token: i for i, token in enumerate((*_EVERY_SPECIAL, *alphabet, *merged))}
     backend = Tokenizer(BPE(vocabulary, merges))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     known = {names["bos"], names["eos"], *(_CHATML if family in ("qwen3", "smollm2") else ())}
     backend.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in _EVERY_SPECIAL if t in known])
     if added := names.get("added"):
-        backend.post_processor = processors.TemplateProcessing(f"{added} $A", special_tokens=[(added, vocabulary[added])])
+        ids = [(added, vocabulary[added])]
+        backend.post_processor = processors.TemplateProcessing(f"{added} $A", special_tokens=ids)
     specials = {f"{role}_token": names[role] for role in ("bos", "eos") if names[role]}
     return PreTrainedTokenizerFast(tokenizer_object=backend, model_max_length=CONTEXT, **specials)
 
@@ -81,7 +83,8 @@ def _config_and_class(family: str, n_layers: int, d_model: int) -> tuple[object,
     }
     local_and_full = ["sliding_attention", "full_attention"] * n_layers
     if family == "gpt2":
-        return GPT2Config(vocab_size=size, n_positions=CONTEXT, n_embd=d_model, n_layer=n_layers, n_head=heads), GPT2LMHeadModel
+        config = GPT2Config(vocab_size=size, n_positions=CONTEXT, n_embd=d_model, n_layer=n_layers, n_head=heads)
+        return config, GPT2LMHeadModel
     if family == "gpt_neo":
         kinds = (["global", "local"] * n_layers)[:n_layers]
         return GPTNeoConfig(
@@ -114,7 +117,7 @@ def _config_and_class(family: str, n_layers: int, d_model: int) -> tuple[object,
 def tiny_model(family: str, seed: int = 0, n_layers: int = 4, d_model: int = 32) -> PreTrainedModel:
     """A random model, float32, on the CPU, whose greedy text depends on what is injected into it.
 
-    Dropout is off, gradients are off; local attention (GPT-Neo, Gemma) sees `LOCAL_WINDOW` positions in every second layer.
+    Dropout and gradients are off; every second layer of GPT-Neo and Gemma sees `LOCAL_WINDOW` positions.
     """
     config, model_class = _config_and_class(family, n_layers, d_model)
     state = torch.random.get_rng_state()
@@ -130,7 +133,7 @@ def tiny_model(family: str, seed: int = 0, n_layers: int = 4, d_model: int = 32)
 
 
 def save_tiny(folder: Path, family: str, seed: int = 0, n_layers: int = 4, d_model: int = 32) -> Path:
-    """Writes a tiny model and its tokenizer as a model folder (config, safetensors, tokenizer), and returns the folder."""
+    """Writes a tiny model and its tokenizer to a model folder, which it returns."""
     tokenizer = tiny_tokenizer(family)
     model = tiny_model(family, seed, n_layers, d_model)
     for owner in (model.config, model.generation_config):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from emo_mlflow.statistics.moments import Array, Floats, Integers, divide, paired_moments
+from emo_mlflow.statistics.moments import Floats, Integers, divide, paired_moments
 
 KEYS = ["condition_id", "prompt_id", "sample"]
 CHUNK_BYTES = 32 * 2**20
@@ -46,7 +46,7 @@ def condition_effects(values: pd.DataFrame, conditions: pd.DataFrame) -> pd.Data
 EFFECT_COLUMNS = ["n", "mean_baseline", "mean_patched", "mean_diff", "d_z"]
 
 
-def prompt_cube(values: pd.DataFrame, condition_ids: pd.Series, metrics: list[str]) -> Array:
+def prompt_cube(values: pd.DataFrame, condition_ids: pd.Series, metrics: list[str]) -> Floats:
     """Values as an array [conditions, prompts, samples, metrics], NaN where a cell has none.
 
     Raises:
@@ -66,7 +66,7 @@ def prompt_cube(values: pd.DataFrame, condition_ids: pd.Series, metrics: list[st
     return cube
 
 
-def _chunk_effects(baseline: Array, patched: Array, eps: Floats) -> dict[str, Floats | Integers]:
+def _chunk_effects(baseline: Floats, patched: Floats, eps: Floats) -> dict[str, Floats | Integers]:
     """Columns of shape [conditions, metrics] from values of shape [prompts, samples, metrics] and [conditions, ...]."""
     pair = sample_means(baseline[None], patched)
     moments = paired_moments(*pair, axis=1, eps=eps)
@@ -79,7 +79,7 @@ def _chunk_effects(baseline: Array, patched: Array, eps: Floats) -> dict[str, Fl
     }
 
 
-def sample_means(baseline: Array, patched: Array) -> tuple[Array, Array]:
+def sample_means(baseline: Floats, patched: Floats) -> tuple[Floats, Floats]:
     """Averages both arms over the sample axis (-2), over the samples that both have."""
     if patched.shape[-2] == 1:
         return baseline[..., 0, :], patched[..., 0, :]

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-Floats = npt.NDArray[np.float64]
+Floats = npt.NDArray[np.floating]
 Integers = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
-Array = npt.NDArray[np.floating]
 
 FLOAT64_EPS = float(np.finfo(np.float64).eps)
 
@@ -40,7 +39,7 @@ def divide(numerator: npt.ArrayLike, denominator: npt.ArrayLike) -> Floats:
     return np.divide(over, under, out=np.full(over.shape, np.nan), where=under != 0)
 
 
-def paired_moments(baseline: Array, patched: Array, axis: int = 0, eps: npt.ArrayLike = FLOAT64_EPS) -> Moments:
+def paired_moments(baseline: Floats, patched: Floats, axis: int = 0, eps: npt.ArrayLike = FLOAT64_EPS) -> Moments:
     """Moments over `axis`, whose entries pair up; a NaN on either side drops that pair from both arms.
 
     Args:

@@ -1,0 +1,103 @@
+"""How fast scoring is on a real sweep's completions, against three padded PyTorch classifiers in arrival order.
+
+    python bench/scorers.py completions.parquet
+
+The three classifiers have RoBERTa-base's size and random weights, which cost as much as trained ones. PyTorch scores
+the first texts only (--baseline-texts), and is taken to go on at that rate.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import torch
+from tokenizers import Tokenizer
+from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast, RobertaConfig
+
+from emo_mlflow.cards import TOKENIZER, embedded_folder
+from emo_mlflow.evaluators.export import Precision, export_scorer
+from emo_mlflow.scorers import Scorers, load_scorers, n_threads
+
+BATCH = 32  # the first system's
+
+
+def make_classifier(folder: Path, name: str, n_labels: int, seed: int) -> Path:
+    """A RoBERTa-base of random weights in `folder/name`, with the embedded scorer's word pieces as its tokenizer."""
+    torch.manual_seed(seed)
+    config = RobertaConfig(
+        vocab_size=50265,
+        max_position_embeddings=514,
+        type_vocab_size=1,
+        num_labels=n_labels,
+        problem_type="single_label_classification",
+    )
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(folder / name)
+    tokenizer = Tokenizer.from_file(str(embedded_folder() / TOKENIZER))
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
+    ).save_pretrained(folder / name)
+    return folder / name
+
+
+def padded_pytorch(folders: list[Path], texts: list[str]) -> None:
+    """The first system's way: every text through every classifier, in batches in arrival order, padded."""
+    for folder in folders:
+        model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+        with torch.inference_mode():
+            for start in range(0, len(texts), BATCH):
+                batch = tokenizer(texts[start : start + BATCH], padding=True, truncation=True, max_length=512)
+                torch.softmax(model(**batch.convert_to_tensors("pt")).logits, dim=-1).tolist()
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """Wall time of one call."""
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def report(name: str, scorers: Scorers, texts: list[str], baseline: float) -> None:
+    """Prints texts per second with and without repeats, and what each part of the gain is."""
+    distinct = list(dict.fromkeys(texts))
+    scorers.score(distinct[:64])
+    once = seconds(lambda: scorers.score(texts))
+    rate = len(texts) / once
+    repeats = len(texts) / len(distinct)
+    print(
+        f"{name:34s} {rate:8.0f} texts/s  {rate / baseline:6.1f} times PyTorch"
+        f"  = {repeats:.2f} by not repeating x {rate / baseline / repeats:.1f} by the rest"
+    )
+
+
+def main() -> None:
+    """Runs the comparison."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("completions", type=Path, help="completions.parquet of a sweep")
+    parser.add_argument("--baseline-texts", type=int, default=256, help="how many texts PyTorch scores [256]")
+    arguments = parser.parse_args()
+    texts = pd.read_parquet(arguments.completions)["completion"].dropna().tolist()
+    print(f"{len(texts)} completions, {len(set(texts))} distinct, {n_threads()} threads")
+    torch.set_num_threads(n_threads())
+    with tempfile.TemporaryDirectory() as temporary:
+        os.environ["EMO_MLFLOW_CACHE"] = temporary
+        shapes = (("sentiment", 3), ("politeness", 4), ("goemotions", 28))
+        folders = [make_classifier(Path(temporary), name, n, i) for i, (name, n) in enumerate(shapes)]
+        sample = texts[: arguments.baseline_texts]
+        baseline = len(sample) / seconds(lambda: padded_pytorch(folders, sample))
+        print(f"{'PyTorch, 3 x RoBERTa-base, padded':34s} {baseline:8.0f} texts/s")
+        report("embedded scorer", load_scorers(["embedded"]), texts, baseline)
+        precisions: tuple[Precision, ...] = ("float32", "int8")
+        for precision in precisions:
+            made = [str(export_scorer(str(folder), precision)) for folder in folders]
+            report(f"3 x RoBERTa-base, ONNX {precision}", load_scorers(made), texts, baseline)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""From finished sweeps to the tables of a comparison: pure functions, nothing of MLflow or of files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import pandas as pd
+
+from emo_mlflow.comparison.contrasts import model_contrasts, model_summary
+from emo_mlflow.comparison.designs import power_analysis, power_requirements
+from emo_mlflow.comparison.dose import dose
+from emo_mlflow.comparison.effects import effect_sizes, specificity
+from emo_mlflow.comparison.families import SIGNIFICANT, WHOLE, parse_family
+from emo_mlflow.comparison.k_selection import k_selection
+from emo_mlflow.comparison.responses import Responses, responses
+from emo_mlflow.comparison.selectivity import selectivity
+from emo_mlflow.comparison.sources import Note, Source, check
+from emo_mlflow.comparison.tradeoff import fluency_breaks, recommendations, tradeoff
+
+__all__ = ["Comparison", "Note", "Source", "compare_sweeps"]
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """The tables of a comparison, by name, and what they were made from.
+
+    Attributes:
+        sources: the sweeps, labelled.
+        notes: what restricts the comparison; a report shows each.
+        family: columns that divide the tests into families; empty for one family of all.
+        tables: effect_sizes, specificity, selectivity, dose, tradeoff, recommendations, model_contrasts, model_summary,
+            power_analysis, power_requirements, k_selection; each is documented by the function of its name.
+        sweeps: the scores as arrays, for figures.
+    """
+
+    sources: tuple[Source, ...]
+    notes: tuple[Note, ...]
+    family: tuple[str, ...]
+    tables: Mapping[str, pd.DataFrame]
+    sweeps: tuple[Responses, ...]
+
+    @cached_property
+    def metrics(self) -> dict[str, float]:
+        """Numbers about the comparison for its run: tests, significant ones per correction, the largest specific effects."""
+        effects, specific = self.tables["effect_sizes"], self.tables["specificity"]
+        found = {"tests": float(effects["p_t"].notna().sum()), "tests.not_computable": float(effects["p_t"].isna().sum())}
+        for column in ("p_bonferroni", "p_holm", "p_bh"):
+            found[f"significant.{column[2:]}"] = float((effects[column] < SIGNIFICANT).sum())
+            found[f"specific.{column[2:]}"] = float((specific[column] < SIGNIFICANT).sum())
+        for row in self.tables["recommendations"].to_dict("records"):
+            if row.get("gain") == row.get("gain") and row.get("gain") is not None:
+                found[f"gain.{row['model']}.{row['emotion']}"] = float(row["gain"])
+        return found
+
+
+def compare_sweeps(
+    sources: Sequence[Source],
+    family: str = WHOLE,
+    alignments: Sequence[pd.DataFrame] = (),
+    n_bootstrap: int = 2000,
+    seed: int = 0,
+) -> Comparison:
+    """Compares finished sweeps.
+
+    Args:
+        family: `comparison`, or columns that divide the tests into families, such as `model,metric`.
+        alignments: the overlap tables of alignment runs, if any.
+
+    Raises:
+        UserError: for sweeps that cannot be compared, or an unknown family.
+    """
+    columns = parse_family(family)
+    checked, notes = check(sources)
+    sweeps = [responses(source) for source in checked]
+    effects = effect_sizes(sweeps, columns, n_bootstrap, seed)
+    specific = specificity(sweeps, columns)
+    costs = tradeoff(sweeps, effects, specific)
+    doses = dose(sweeps, columns, n_bootstrap, seed)
+    overlaps = pd.concat(alignments, ignore_index=True) if alignments else None
+    tables = {
+        "effect_sizes": effects,
+        "specificity": specific,
+        "selectivity": selectivity(sweeps, columns, n_bootstrap, seed),
+        "dose": doses.merge(fluency_breaks(costs), how="left") if len(doses) and len(costs) else doses,
+        "tradeoff": costs,
+        "recommendations": recommendations(sweeps, costs),
+        "model_contrasts": model_contrasts(sweeps, columns, n_bootstrap, seed),
+        "model_summary": model_summary(sweeps, effects),
+        "power_analysis": power_analysis(effects, checked),
+        "power_requirements": power_requirements(effects),
+        "k_selection": pd.DataFrame() if overlaps is None else k_selection(overlaps, n_bootstrap, seed),
+    }
+    return Comparison(checked, notes, columns, tables, tuple(sweeps))

@@ -1,0 +1,59 @@
+"""Over strength: how scores move with alpha."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from emo_mlflow.comparison.families import with_corrections
+from emo_mlflow.comparison.responses import Responses
+from emo_mlflow.statistics import paired_effects, prompt_slopes, prompt_spearman
+
+SERIES = ["emotion", "layer", "scope", "patch_window"]
+
+
+def dose(sweeps: list[Responses], family: tuple[str, ...], n_bootstrap: int, seed: int) -> pd.DataFrame:
+    """A row per (model, emotion, layer, scope, patch_window, metric) of a sweep over at least two strengths; otherwise none.
+
+    The baseline is strength 0 where directions are added; clamping to 0 and projecting out are not the baseline.
+
+    Returns:
+        alphas (their list as text); slope, in score per unit of alpha, with its BCa interval slope_low, slope_high and p_t:
+        of prompts' own least-squares slopes; spearman with spearman_low, spearman_high: of prompts' own rank correlations;
+        corrections of p_t.
+    """
+    parts = [part for sweep in sweeps for part in _of_sweep(sweep, n_bootstrap, seed)]
+    if not parts:
+        return pd.DataFrame(columns=["model", *SERIES, "metric", "slope", "spearman", "p_t"])
+    return with_corrections(pd.concat(parts, ignore_index=True), "p_t", family)
+
+
+def _of_sweep(sweep: Responses, n_bootstrap: int, seed: int) -> list[pd.DataFrame]:
+    conditions = sweep.conditions.iloc[sweep.rows("emotion")]
+    firsts, doses, slopes, correlations = [], [], [], []
+    for _, rows in conditions.groupby(SERIES, dropna=False, sort=False):
+        if rows["alpha"].nunique() < 2:
+            continue
+        rows = rows.sort_values("alpha")
+        alphas, scores = rows["alpha"].to_numpy(float), sweep.after[rows.index]
+        if sweep.source.config["operation"] == "add" and 0 not in alphas:
+            baseline = np.nanmean(sweep.before[rows.index], axis=0, keepdims=True)
+            alphas, scores = np.append(alphas, 0.0), np.concatenate([scores, baseline])
+        slopes.append(prompt_slopes(alphas, scores))
+        correlations.append(prompt_spearman(alphas, scores))
+        firsts.append(rows.index[0])
+        doses.append(", ".join(f"{alpha:g}" for alpha in np.sort(alphas)))
+    if not firsts:
+        return []
+    rise, order = (_mean_over_prompts(np.concatenate(parts, axis=1), n_bootstrap, seed) for parts in (slopes, correlations))
+    table = conditions.loc[firsts, SERIES].assign(alphas=doses)
+    table = table.loc[table.index.repeat(len(sweep.metrics))].reset_index(drop=True)
+    table.insert(0, "model", sweep.source.label)
+    table["metric"] = np.tile(np.array(sweep.metrics, object), len(firsts))
+    names = {"mean_diff": "", "diff_bca_low": "_low", "diff_bca_high": "_high"}
+    columns = [part[list(names)].rename(columns={old: name + new for old, new in names.items()}) for part, name in ((rise, "slope"), (order, "spearman"))]
+    return [pd.concat([table, rise[["n"]], columns[0], rise[["p_t"]], columns[1]], axis=1)]
+
+
+def _mean_over_prompts(values: np.ndarray, n_bootstrap: int, seed: int) -> pd.DataFrame:
+    return paired_effects(np.zeros_like(values), values, n_bootstrap, seed)

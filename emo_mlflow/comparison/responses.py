@@ -1,0 +1,85 @@
+"""A sweep's scores as arrays: every condition and every prompt, beside the baseline of the same prompt."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import pandas as pd
+
+from emo_mlflow.comparison.sources import Source
+from emo_mlflow.statistics.effects import KEYS, prompt_cube, sample_means
+from emo_mlflow.statistics.moments import Floats
+
+# What sets one condition of an emotion apart from the others, and names a test together with model and metric.
+SETTING = ["emotion", "layer", "alpha", "scope", "patch_window"]
+FLUENCY = {"nll": "fluency.nll", "distinct_2": "fluency.distinct_2"}
+
+
+@dataclass(frozen=True, eq=False)
+class Responses:
+    """Scores per condition and prompt, samples averaged.
+
+    Attributes:
+        source: the sweep.
+        conditions: the rows of its conditions but the baseline, indexed 0.. in the order of the arrays' first axis.
+        prompt_ids: in the order of the second axis.
+        metrics: in the order of the third axis; the scorers' and FLUENCY's.
+        before, after: float32 [conditions, prompts, metrics]; NaN where a cell has no value.
+    """
+
+    source: Source
+    conditions: pd.DataFrame
+    prompt_ids: tuple[str, ...]
+    metrics: tuple[str, ...]
+    before: Floats
+    after: Floats
+
+    @cached_property
+    def change(self) -> Floats:
+        """after - before."""
+        return self.after - self.before
+
+    def rows(self, kind: str) -> np.ndarray:
+        """Positions of the conditions of a kind."""
+        return np.flatnonzero(self.conditions["kind"].to_numpy() == kind)
+
+    def metric(self, name: str) -> int:
+        """Position of a metric."""
+        return self.metrics.index(name)
+
+
+def responses(source: Source) -> Responses:
+    """Reads a sweep's scores and fluency into arrays."""
+    done = source.completions[source.completions["failure"].isna()]
+    fluency = done.set_index(KEYS)[list(FLUENCY)].rename(columns=FLUENCY).astype(np.float32)
+    values = source.scores.merge(fluency.reset_index(), on=KEYS, how="outer")
+    metrics = [column for column in values.columns if column not in KEYS]
+    values[metrics] = values[metrics].astype(np.float32)
+    cube = prompt_cube(values, source.conditions["condition_id"], metrics)
+    is_baseline = source.conditions["kind"].to_numpy() == "baseline"
+    before, after = sample_means(cube[is_baseline], cube[~is_baseline])
+    return Responses(
+        source=source,
+        conditions=source.conditions[~is_baseline].reset_index(drop=True),
+        prompt_ids=tuple(pd.factorize(values["prompt_id"], sort=False)[1]),
+        metrics=tuple(metrics),
+        before=np.broadcast_to(before, after.shape).astype(np.float32, copy=False),
+        after=after.astype(np.float32, copy=False),
+    )
+
+
+def keys_of_tests(data: Responses, rows: np.ndarray) -> pd.DataFrame:
+    """model, run_id, condition_id, SETTING, depth and metric for every pair of the given conditions and every metric."""
+    conditions = data.conditions.iloc[rows]
+    keys = conditions[["condition_id", *SETTING]].loc[conditions.index.repeat(len(data.metrics))].reset_index(drop=True)
+    keys.insert(0, "model", data.source.label)
+    keys.insert(1, "run_id", data.source.run_id)
+    keys.insert(5, "depth", data.source.depth(keys["layer"]))
+    return keys.assign(metric=np.tile(np.array(data.metrics, object), len(rows)))
+
+
+def prompts_by_tests(values: Floats) -> Floats:
+    """[conditions, prompts, metrics] as [prompts, conditions x metrics], tests in the order of `keys_of_tests`."""
+    return values.transpose(1, 0, 2).reshape(values.shape[1], -1)

@@ -1,0 +1,112 @@
+"""What an effect costs in fluency, and which condition to use."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from emo_mlflow.comparison.families import SIGNIFICANT
+from emo_mlflow.comparison.responses import FLUENCY, SETTING, Responses
+from emo_mlflow.targets import target_metric
+
+# Text counts as broken when the unpatched model finds a new token e times less likely on average, or when a fifth of its
+# bigrams has become repetition; greedy texts that break do either within one step of alpha.
+NLL_LIMIT = 1.0
+DISTINCT_2_LIMIT = 0.2
+
+KEYS = ["model", *SETTING]
+
+
+def tradeoff(sweeps: list[Responses], effects: pd.DataFrame, specific: pd.DataFrame) -> pd.DataFrame:
+    """A row per condition whose emotion has a target metric.
+
+    Args:
+        effects, specific: what `effect_sizes` and `specificity` give for the same sweeps.
+
+    Returns:
+        KEYS, condition_id, depth, target; effect, low, high (BCa), d_z, p_t, p_bh of the target; n_draws, specific,
+        specific_low, specific_high, p_random, smallest_p; gain = specific, or effect where there are no draws; nll_rise,
+        distinct_2_drop; broken: empty, "nll" or "repeats"; on_front: no condition of the same model and emotion is at least
+        as good in gain, nll_rise and distinct_2_drop and better in one.
+    """
+    tables = []
+    for sweep in sweeps:
+        for emotion in sweep.conditions["emotion"].dropna().unique():
+            target = target_metric(emotion, sweep.metrics)
+            own = (effects["model"] == sweep.source.label) & (effects["emotion"] == emotion)
+            if target is not None:
+                tables.append(_with_front(_of_emotion(effects[own], specific[own], target)))
+    columns = [*KEYS, "target", "effect", "gain", "broken", "on_front"]
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=columns)
+
+
+def _of_emotion(effects: pd.DataFrame, specific: pd.DataFrame, target: str) -> pd.DataFrame:
+    own = effects[effects["metric"] == target].set_index("condition_id")
+    random = specific[specific["metric"] == target].set_index("condition_id")
+    changes = {name: effects[effects["metric"] == metric].set_index("condition_id")["mean_diff"] for name, metric in FLUENCY.items()}
+    table = own[[*KEYS, "depth", "d_z", "p_t", "p_bh"]].assign(
+        target=target, effect=own["mean_diff"], low=own["diff_bca_low"], high=own["diff_bca_high"]
+    )
+    table = table.join(random[["n_draws", "specific", "specific_low", "specific_high", "smallest_p"]])
+    table["p_random"] = random["p"]
+    table["gain"] = table["specific"].fillna(table["effect"])
+    table["nll_rise"], table["distinct_2_drop"] = changes["nll"], -changes["distinct_2"]
+    repeats, unlikely = table["distinct_2_drop"] > DISTINCT_2_LIMIT, table["nll_rise"] > NLL_LIMIT
+    table["broken"] = np.select([repeats, unlikely], ["repeats", "nll"], "")
+    return table.reset_index()
+
+
+def _with_front(table: pd.DataFrame) -> pd.DataFrame:
+    """Marks the conditions that no other dominates."""
+    costs = np.column_stack([-table["gain"], table["nll_rise"], table["distinct_2_drop"]])
+    known = ~np.isnan(costs).any(axis=1)
+    no_worse = (costs[:, None] <= costs[None]).all(axis=2)
+    better = (costs[:, None] < costs[None]).any(axis=2)
+    return table.assign(on_front=known & ~(no_worse & better).any(axis=0))
+
+
+def recommendations(sweeps: list[Responses], table: pd.DataFrame) -> pd.DataFrame:
+    """A row per model and emotion: the condition to use, and why.
+
+    Among conditions that do not break the text and raise the target, those that do so significantly (BH) and beyond every
+    random draw come first, then those beyond every draw, then the rest; among equals the largest gain wins.
+
+    Returns:
+        model, emotion, candidates (conditions tried), broken (of those); reason: "specific", "beyond_random", "suggestive",
+        "all_broken", "no_rise" or "no_target"; and the columns of `tradeoff`, NaN where no condition is recommended.
+    """
+    rows = []
+    for sweep in sweeps:
+        for emotion in sweep.conditions["emotion"].dropna().unique():
+            own = table[(table["model"] == sweep.source.label) & (table["emotion"] == emotion)]
+            chosen, reason = _choose(own)
+            row = {} if chosen is None else own.loc[chosen].drop(["model", "emotion", "broken"]).to_dict()
+            broken = int((own["broken"] != "").sum())
+            rows.append({"model": sweep.source.label, "emotion": emotion, "candidates": len(own), "n_broken": broken, "reason": reason, **row})
+    return pd.DataFrame(rows)
+
+
+def _choose(table: pd.DataFrame) -> tuple[int | None, str]:
+    if not len(table):
+        return None, "no_target"
+    usable = table[table["broken"] == ""]
+    if not len(usable):
+        return None, "all_broken"
+    rising = usable[(usable["effect"] > 0) & (usable["gain"] > 0)]
+    beyond = rising[(rising["n_draws"] > 0) & (rising["p_random"] <= rising["smallest_p"])]
+    for candidates, reason in ((beyond[beyond["p_bh"] < SIGNIFICANT], "specific"), (beyond, "beyond_random"), (rising, "suggestive")):
+        if len(candidates):
+            return int(candidates["gain"].idxmax()), reason
+    return None, "no_rise"
+
+
+def fluency_breaks(table: pd.DataFrame) -> pd.DataFrame:
+    """For each (model, emotion, layer, scope, patch_window) the alpha nearest to 0 on either side at which text breaks, NaN if none."""
+    keys = ["model", "emotion", "layer", "scope", "patch_window"]
+    if not len(table):
+        return pd.DataFrame(columns=[*keys, "breaks_below", "breaks_above"])
+    broken = table[table["broken"] != ""]
+    above = broken[broken["alpha"] > 0].groupby(keys, dropna=False)["alpha"].min().rename("breaks_above")
+    below = broken[broken["alpha"] < 0].groupby(keys, dropna=False)["alpha"].max().rename("breaks_below")
+    series = table[keys].drop_duplicates()
+    return series.merge(below.reset_index(), on=keys, how="left").merge(above.reset_index(), on=keys, how="left")

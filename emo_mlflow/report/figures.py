@@ -1,0 +1,117 @@
+"""The figures of a sweep."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from emo_mlflow.report.findings import NLL, Finding, effect_table
+from emo_mlflow.report.style import BASELINE, DIVERGING, INK, MARKERS, PATCHED, RANDOM, new_figure
+from emo_mlflow.results import SweepResult
+from emo_mlflow.targets import target_metric
+
+OWN = "the emotion's own label (probability)"
+FAMILIES = {
+    OWN: None,
+    "sentiment: positive (probability)": "sentiment.positive",
+    "politeness: polite (probability)": "politeness.polite",
+    "broken text: NLL (nats per token)": NLL,
+}
+MOST_NUMBERS = 60  # cells of a heat map beyond which numbers are not written into them
+
+
+def heat_maps(result: SweepResult) -> Figure:
+    """Layer x emotion, one panel per family of metrics: the mean difference from the baseline over prompts."""
+    table = effect_table(result)
+    table = table[table["kind"] == "emotion"].copy()
+    metrics = set(table["metric"])
+    families = {title: name for title, name in FAMILIES.items() if name is None or name in metrics}
+    table["row"] = [_row_label(*setting) for setting in table[["emotion", "alpha", "patch_window"]].itertuples(index=False)]
+    rows = list(dict.fromkeys(table["row"]))
+    layers = sorted(table["layer"].unique())
+    targets = {emotion: target_metric(emotion, metrics) for emotion in table["emotion"].unique()}
+    figure = new_figure(max(6.5, 2.2 + 0.42 * len(layers)), 1.0 + len(families) * (0.75 + 0.28 * len(rows)))
+    for axes, (title, name) in zip(figure.subplots(len(families), 1, squeeze=False)[:, 0], families.items(), strict=True):
+        chosen = table[table["metric"] == (table["emotion"].map(targets) if name is None else name)]
+        grid = chosen.pivot_table(index="row", columns="layer", values="mean_diff", dropna=False)
+        values = grid.reindex(index=rows, columns=layers).to_numpy(dtype=float, na_value=np.nan)
+        _heat_map(figure, axes, values, rows, [str(layer) for layer in layers])
+        axes.set_title(f"Change of {title}", fontsize=10, fontweight="bold", loc="left")
+    axes.set_xlabel("layer at which the direction is injected")
+    return figure
+
+
+def _row_label(emotion: str, alpha: float, window: object) -> str:
+    return f"{emotion}, \N{GREEK SMALL LETTER ALPHA} = {alpha:g}" + ("" if pd.isna(window) else f", W = {window}")
+
+
+def _heat_map(figure: Figure, axes: Axes, values: np.ndarray, rows: Sequence[str], columns: Sequence[str]) -> None:
+    limit = float(np.nanmax(np.abs(values), initial=1e-6))
+    image = axes.imshow(values, cmap=DIVERGING, vmin=-limit, vmax=limit, aspect="auto")
+    axes.set_yticks(range(len(rows)), rows)
+    step = max(1, -(-len(columns) // 24))
+    axes.set_xticks(range(0, len(columns), step), columns[::step])
+    axes.tick_params(length=0)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    if values.size <= MOST_NUMBERS:
+        for (i, j), value in np.ndenumerate(values):
+            if np.isfinite(value):
+                shade = "white" if abs(value) > 0.6 * limit else INK
+                axes.text(j, i, f"{value:+.2f}", ha="center", va="center", fontsize=8, color=shade)
+    figure.colorbar(image, ax=axes, pad=0.01, shrink=0.9)
+
+
+def against_random(findings: Sequence[Finding]) -> Figure:
+    """Per emotion at its strongest condition: baseline, patched, and what every random control of it gave."""
+    figure = new_figure(6.8, 0.9 + 0.75 * len(findings))
+    axes = figure.subplots()
+    for y, found in enumerate(findings):
+        axes.plot([found.baseline, found.patched], [y, y], color=INK, lw=1.2, zorder=1)
+        axes.scatter([found.baseline], [y], marker="o", s=46, color="white", edgecolor=BASELINE, lw=1.5, zorder=3)
+        axes.scatter([found.patched], [y], marker="D", s=52, color=PATCHED, zorder=3)
+        spread = np.linspace(-0.16, 0.16, len(found.randoms)) if len(found.randoms) > 1 else [0.0] * len(found.randoms)
+        axes.scatter([found.baseline + r for r in found.randoms], y + 0.26 + 0.6 * np.array(spread), marker="|", s=60, color=INK, alpha=0.6, zorder=2)
+    axes.set_yticks(range(len(findings)), [f"{f.emotion}\n{f.metric}, layer {f.layer}, \N{GREEK SMALL LETTER ALPHA} = {f.alpha:g}" for f in findings])
+    axes.set_ylim(len(findings) - 0.4, -0.6)
+    axes.set_xlabel("mean score over prompts (probability)")
+    axes.grid(axis="x", color="#e3e3e3", zorder=0)
+    axes.set_axisbelow(True)
+    handles = [
+        axes.scatter([], [], marker="o", s=46, color="white", edgecolor=BASELINE, lw=1.5, label="baseline"),
+        axes.scatter([], [], marker="D", s=52, color=PATCHED, label="direction injected"),
+        axes.scatter([], [], marker="|", s=60, color=INK, label="random direction of the same norm"),
+    ]
+    figure.legend(handles=handles, loc="outside upper center", ncols=3, frameon=False, fontsize=8.5)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def effect_against_fluency(result: SweepResult) -> Figure:
+    """Every condition: how much the emotion's own label rose, and what that cost in likelihood under the unpatched model."""
+    table = effect_table(result)
+    metrics = set(table["metric"])
+    emotions = list(dict.fromkeys(table.loc[table["kind"] == "emotion", "emotion"]))
+    targets = {emotion: target_metric(emotion, metrics) for emotion in emotions}
+    wide = table.pivot_table(index=["condition_id", "kind", "emotion"], columns="metric", values="mean_diff").reset_index()
+    figure = new_figure(6.8, 4.2)
+    axes = figure.subplots()
+    axes.axhline(0, color="#bbbbbb", lw=0.8, zorder=0)
+    axes.axvline(0, color="#bbbbbb", lw=0.8, zorder=0)
+    shades = ("#b35806", "#542788", "#1b7837", "#2166ac", "#762a83", "#8c510a")
+    for i, emotion in enumerate(name for name in emotions if targets[name]):
+        own = wide[(wide["emotion"] == emotion) & (wide["kind"] == "emotion")]
+        controls = wide[(wide["emotion"] == emotion) & (wide["kind"] == "random")]
+        axes.scatter(controls[NLL], controls[targets[emotion]], s=9, color=RANDOM, marker=".", zorder=1)
+        style = {"marker": MARKERS[i % len(MARKERS)], "color": shades[i % len(shades)]}
+        axes.scatter(own[NLL], own[targets[emotion]], s=38, alpha=0.85, label=f"{emotion} ({targets[emotion]})", zorder=2, **style)
+    axes.scatter([], [], s=20, color=RANDOM, marker=".", label="random controls")
+    axes.set_xlabel("change of NLL under the unpatched model (nats per token)")
+    axes.set_ylabel("change of the emotion's own label (probability)")
+    axes.legend(frameon=False, fontsize=8.5)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure

@@ -1,0 +1,127 @@
+"""A sweep's report: the answer first, then settings, figures, texts, and how to do it again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from emo_mlflow.report.figures import against_random, effect_against_fluency, heat_maps
+from emo_mlflow.report.findings import Finding, findings
+from emo_mlflow.report.style import save
+from emo_mlflow.results import KEYS, SweepResult
+
+EXAMPLES_PER_EMOTION = 8
+MARKDOWN = str.maketrans({c: f"\\{c}" for c in "\\`*_{}[]()#+!|~$"} | {"<": "&lt;", ">": "&gt;", "&": "&amp;", "\n": " ⏎ ", "\r": " "})
+
+
+def escape(text: str) -> str:
+    """Text as it is, in one line, in a cell of a Markdown table: generated text can hold markup."""
+    return text.translate(MARKDOWN)
+
+
+def verdict(found: Finding) -> str:
+    """One sentence about an emotion's strongest condition."""
+    change = f"{found.metric} from {found.baseline:.2f} to {found.patched:.2f} ({found.difference:+.2f}, d_z {found.d_z:.2f}, n = {found.n})"
+    where = f"layer {found.layer}, alpha {found.alpha:g}" + (f", window {found.window}" if found.window else "")
+    moved = "moved" if found.chosen or found.difference < 0 else "raised"
+    text = f"{found.emotion}: {moved} {change} at {where}"
+    if found.randoms:
+        largest = max(abs(value) for value in found.randoms)
+        beyond = "more than" if abs(found.difference) > largest else "no more than"
+        text += f"; {beyond} each of {len(found.randoms)} random directions (largest {largest:.2f})"
+    return f"{text}; NLL {found.nll_baseline:.2f} to {found.nll:.2f}."
+
+
+def summary_lines(result: SweepResult) -> list[str]:
+    """One screen for the terminal: per emotion its strongest condition."""
+    header = f"{'emotion':<12}{'metric':<26}{'layer':>5}{'alpha':>7}{'base':>7}{'patched':>9}{'diff':>7}{'d_z':>7}{'random':>8}{'NLL':>12}"
+    lines = ["", "Strongest effect of each direction on its own label (random: largest of its random controls)", "", header]
+    for found in findings(result):
+        largest = f"{max(found.randoms, key=abs):+.2f}" if found.randoms else "-"
+        lines.append(
+            f"{found.emotion[:11]:<12}{found.metric[:25]:<26}{found.layer:>5}{found.alpha:>7g}{found.baseline:>7.2f}{found.patched:>9.2f}"
+            f"{found.difference:>+7.2f}{found.d_z:>7.2f}{largest:>8}{found.nll_baseline:>6.2f}>{found.nll:<5.2f}"
+        )
+    failed = int(result.metrics.get("failed_cells", 0))
+    return [*lines, *([f"{failed} cells failed; completions.parquet says why"] if failed else []), ""]
+
+
+def example_table(result: SweepResult, found: Sequence[Finding]) -> pd.DataFrame:
+    """Baseline beside patched texts of every emotion's strongest condition, most changed first."""
+    baseline = result.conditions.loc[result.conditions["kind"] == "baseline", "condition_id"].iloc[0]
+    parts = []
+    for item in found:
+        ids = {"baseline": baseline, "patched": item.condition_id}
+        sides = {}
+        for side, condition_id in ids.items():
+            texts = result.completions[result.completions["condition_id"] == condition_id]
+            scores = result.scores.loc[result.scores["condition_id"] == condition_id, [*KEYS, *([item.metric] if item.metric in result.scores else [])]]
+            sides[side] = texts.merge(scores, on=KEYS).set_index(["prompt_id", "sample"])[["completion", "nll", *([item.metric] if item.metric in scores else [])]]
+        both = sides["baseline"].join(sides["patched"], lsuffix=" baseline", rsuffix=" patched").dropna().reset_index()
+        both = both.merge(result.prompts[["prompt_id", "text"]], on="prompt_id")
+        table = pd.DataFrame(
+            {
+                "emotion": item.emotion,
+                "layer": item.layer,
+                "alpha": item.alpha,
+                "prompt": both["text"],
+                "baseline": both["completion baseline"],
+                "patched": both["completion patched"],
+                "metric": item.metric,
+                "score baseline": both[f"{item.metric} baseline"].astype(float),
+                "score patched": both[f"{item.metric} patched"].astype(float),
+            }
+        )
+        change = (table["score patched"] - table["score baseline"]).abs()
+        parts.append(table.iloc[change.argsort(kind="stable")[::-1]].head(EXAMPLES_PER_EMOTION))
+    return pd.concat(parts, ignore_index=True)
+
+
+def write_report(result: SweepResult, folder: Path) -> None:
+    """Writes report.md, examples.json (MLflow's table format) and figures/*.png into `folder`."""
+    found = findings(result)
+    save(heat_maps(result), folder / "figures" / "layer_by_emotion.png")
+    save(against_random(found), folder / "figures" / "against_random.png")
+    save(effect_against_fluency(result), folder / "figures" / "effect_against_fluency.png")
+    examples = example_table(result, found)
+    (folder / "examples.json").write_text(examples.to_json(orient="split", index=False, force_ascii=False), encoding="utf-8")
+    (folder / "report.md").write_text(_markdown(result, found, examples), encoding="utf-8")
+
+
+def _markdown(result: SweepResult, found: Sequence[Finding], examples: pd.DataFrame) -> str:
+    config = result.config
+    lines = [f"# Sweep of {escape(config.model)}", ""]
+    lines += [f"- {escape(verdict(item))}" for item in found]
+    lines += ["", "Each is the condition with the largest change of that emotion's own label, of all layers and strengths that were tried, so its size is"]
+    lines += ["flattered by the choice; a comparison run (`emo-mlflow compare`) tests all conditions together.", "", "## Figures", ""]
+    for name, caption in (
+        ("layer_by_emotion", "Mean difference from the baseline, by layer. White is no change."),
+        ("against_random", "Each emotion's strongest condition against random directions of the same norm at the same layer."),
+        ("effect_against_fluency", "What an effect costs: to the right, text that the unpatched model finds less likely."),
+    ):
+        lines += [f"![{caption}](figures/{name}.png)", "", f"*{caption}*", ""]
+    lines += ["## Texts", "", "| emotion | prompt | baseline | patched | score |", "|---|---|---|---|---|"]
+    for row in examples.groupby("emotion", sort=False).head(3).to_dict("records"):
+        scores = f"{row['score baseline']:.2f} to {row['score patched']:.2f}"
+        lines.append(f"| {escape(row['emotion'])} | {escape(row['prompt'])} | {escape(row['baseline'])} | {escape(row['patched'])} | {scores} |")
+    lines += ["", "More in `examples.json`; all in `completions.parquet`.", "", "## Settings", "", "| | |", "|---|---|"]
+    settings = {
+        "prompts": f"{len(result.prompts)} ({result.facts['prompt_source']}; {result.facts['prompt_split']})",
+        "conditions": f"{len(result.conditions)}, cells {result.facts['n_cells']}",
+        "layers": ", ".join(map(str, config.layers)),
+        "alphas": ", ".join(f"{alpha:g}" for alpha in config.alphas) + f" ({config.alpha_unit}, {config.alpha_schedule})",
+        "scope": config.scope + (f", window {', '.join(map(str, config.patch_window))}" if config.scope == "window" else ""),
+        "site and operation": f"{config.site}, {config.operation}",
+        "new tokens": f"{config.sequence_length} (at least {config.min_new_tokens}), temperature {config.temperature:g}",
+        "random controls": f"{config.num_random} per condition",
+        "scorers": ", ".join(config.scorers),
+        "seconds": f"{result.metrics['seconds.generation']:.0f} generating, {result.metrics['seconds.scoring']:.0f} scoring",
+        "device": f"{result.facts['device']}, {config.dtype}",
+        "model fingerprint": str(result.facts["model_fingerprint"]),
+    }
+    lines += [f"| {name} | {escape(value)} |" for name, value in settings.items()]
+    versions = ", ".join(f"{name} {version}" for name, version in result.facts["versions"].items())
+    lines += ["", f"Versions: {versions}.", "", "`config.json` holds every setting.", ""]
+    return "\n".join(lines)

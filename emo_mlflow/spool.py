@@ -1,0 +1,82 @@
+"""Finished work on disk: an append-only file of checksummed records, from which a stopped sweep goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from emo_mlflow.errors import UserError
+
+
+class Spool:
+    """A file whose first line says what the work is, and whose further lines each hold a batch of finished records.
+
+    A line is the CRC-32 of its JSON, a space, the JSON. A line is written whole and synced before `append` returns, so only the last one
+    can be torn; it is cut off when the file is read.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "cells.spool"
+
+    def begin(self, header: dict[str, Any]) -> None:
+        """Starts the file, or checks that it was started for the same work.
+
+        Raises:
+            UserError: if it holds other work, or cannot be written.
+        """
+        if self.path.exists():
+            found = self.header()
+            if found["work"] != header["work"]:
+                raise UserError(f"{self.path} holds cells of a sweep with other settings: resume that run, or start a new one")
+            return
+        self._write(header)
+
+    def header(self) -> dict[str, Any]:
+        """What `begin` wrote."""
+        lines = self._lines()
+        if not lines:
+            raise UserError(f"there is nothing to resume: {self.path} does not exist or is empty")
+        return dict(lines[0])
+
+    def append(self, records: Sequence[Any]) -> None:
+        """Writes a batch of records; they are on disk when this returns."""
+        self._write(list(records))
+
+    def read(self) -> list[Any]:
+        """All records so far."""
+        return [record for batch in self._lines()[1:] for record in batch]
+
+    def _write(self, payload: Any) -> None:
+        text = json.dumps(payload, ensure_ascii=True, separators=(",", ":"))
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("ab") as file:
+                file.write(f"{zlib.crc32(text.encode()):08x} {text}\n".encode())
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise UserError(f"cannot write {self.path}: {error.strerror}; what was finished before is kept: free some space, then resume") from None
+
+    def _lines(self) -> list[Any]:
+        if not self.path.exists():
+            return []
+        raw = self.path.read_bytes()
+        found: list[Any] = []
+        good = 0
+        for line in raw.splitlines(keepends=True):
+            checksum, _, text = line.rstrip(b"\n").partition(b" ")
+            if not line.endswith(b"\n") or checksum != f"{zlib.crc32(text):08x}".encode():
+                break
+            found.append(json.loads(text))
+            good += len(line)
+        rest = raw[good:]
+        if b"\n" in rest.rstrip(b"\n"):
+            raise UserError(f"{self.path} is damaged at byte {good}: remove it and start the sweep anew")
+        if rest:
+            with self.path.open("r+b") as file:
+                file.truncate(good)
+        return found

@@ -1,0 +1,180 @@
+"""The scorers inside MLflow: evaluator plugin, genai scorers, pyfunc model."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+from tiny_scorers import write_scorer
+
+import emo_mlflow
+from emo_mlflow.errors import UserError
+from emo_mlflow.evaluators import genai, plugin
+from emo_mlflow.evaluators.pyfunc import log_scorer
+
+TEXTS = ["one two three", "two", "one one", "", "three three three three"]
+
+
+@pytest.fixture(autouse=True)
+def store(tmp_path: Path) -> Iterator[None]:
+    """An empty tracking store of the test's own."""
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
+    experiment = mlflow.create_experiment("test", artifact_location=(tmp_path / "artifacts").as_uri())
+    mlflow.set_experiment(experiment_id=experiment)
+    yield
+    mlflow.set_tracking_uri(before)
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> str:
+    return str(write_scorer(tmp_path / "tiny"))
+
+
+def test_evaluate_through_the_entry_point(tiny: str) -> None:
+    """Guards: a plugin that MLflow does not find, means of the wrong column, a table without its texts."""
+    frame = pd.DataFrame({"text": TEXTS, "topic": list("abcde")})
+    with mlflow.start_run() as run:
+        result = mlflow.models.evaluate(
+            data=frame,
+            predictions="text",
+            model_type="emotion-text",
+            evaluators="emo_text",
+            evaluator_config={"scorers": tiny},
+        )
+    expected = emo_mlflow.score(TEXTS, tiny)
+    logged = mlflow.get_run(run.info.run_id).data.metrics
+    for metric in expected.columns:
+        assert logged[f"{metric}/mean"] == pytest.approx(expected[metric].mean(), abs=1e-6)
+        assert logged[f"{metric}/low"] < logged[f"{metric}/mean"] < logged[f"{metric}/high"]
+    assert result.metrics == pytest.approx(logged)
+    path = mlflow.artifacts.download_artifacts(f"runs:/{run.info.run_id}/emo_text_scores.parquet")
+    table = pd.read_parquet(path)
+    assert list(table["text"]) == TEXTS
+    pd.testing.assert_frame_equal(table[list(expected.columns)], expected)
+    pd.testing.assert_frame_equal(result.artifacts["emo_text_scores"].content, table)
+
+
+def test_paired_differences_from_a_baseline(tiny: str) -> None:
+    """Guards: a difference of means with unpaired intervals, signs turned round."""
+    frame = pd.DataFrame({"text": [f"{text} two" for text in TEXTS], "before": TEXTS})
+    with mlflow.start_run():
+        result = mlflow.models.evaluate(
+            data=frame,
+            predictions="text",
+            model_type="emotion-text",
+            evaluators="emo_text",
+            evaluator_config={"scorers": [tiny], "baseline": "before"},
+        )
+    # Each text is its baseline and one more "two": the sum grows by 2 x 0.5, the number of tokens by 1, for all alike.
+    assert result.metrics["raw.x/diff"] == pytest.approx(1.0)
+    assert result.metrics["raw.y/diff"] == pytest.approx(1.0)
+    assert result.metrics["signs.a/diff_low"] < result.metrics["signs.a/diff"] < result.metrics["signs.a/diff_high"]
+    assert {"baseline", "baseline.raw.x"} <= set(result.artifacts["emo_text_scores"].content.columns)
+
+
+def test_other_model_types_are_not_claimed() -> None:
+    """Guards: every evaluation in a process with this package installed being scored for emotions."""
+    evaluator = plugin.EmoTextEvaluator
+    assert evaluator.can_evaluate(model_type="emotion-text", evaluator_config=None)
+    assert not evaluator.can_evaluate(model_type="text", evaluator_config={})
+    assert not evaluator.can_evaluate(model_type=None, evaluator_config={})
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"scorer": "embedded"}, "no option scorer; its options are scorers"),
+        ({"baseline": "no_such"}, "no column 'no_such'"),
+        ({"scorers": "no_such"}, "unknown scorer 'no_such'"),
+    ],
+)
+def test_wrong_options_are_refused(config: dict[str, str], message: str) -> None:
+    """Guards: a misspelt option that is ignored."""
+    frame = pd.DataFrame({"text": TEXTS, "n": range(5)})
+    with mlflow.start_run(), pytest.raises(UserError, match=message):
+        mlflow.models.evaluate(
+            data=frame,
+            predictions="text",
+            model_type="emotion-text",
+            evaluators="emo_text",
+            evaluator_config=config,
+        )
+
+
+def test_missing_text_names_its_row(tiny: str) -> None:
+    """Guards: a missing text scored as if it were one."""
+    frame = pd.DataFrame({"text": ["one", None, "two"]})
+    with mlflow.start_run(), pytest.raises(UserError, match="row 1"):
+        mlflow.models.evaluate(
+            data=frame,
+            predictions="text",
+            model_type="emotion-text",
+            evaluators="emo_text",
+            evaluator_config={"scorers": tiny},
+        )
+
+
+def test_threads_share_batches(tiny: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards: one text at a time, a text scored once per scorer class, a thread given another's row."""
+    batcher = genai._Batcher(genai.load_scorers([tiny]))
+    sizes: list[int] = []
+    original = batcher.scorers.score
+
+    def slow(texts: list[str]) -> np.ndarray:
+        sizes.append(len(texts))
+        time.sleep(0.02)
+        return original(texts)
+
+    monkeypatch.setattr(batcher.scorers, "score", slow)
+    texts = [f"{'two ' * (i % 20)}one" for i in range(60)]
+    with ThreadPoolExecutor(10) as pool:
+        rows = list(pool.map(batcher.score, texts))
+    np.testing.assert_array_equal(rows, original(texts))
+    assert sum(sizes) == 20, "a text was scored twice"
+    assert max(sizes) > 1, "threads did not share a batch"
+
+
+def test_genai_evaluate() -> None:
+    """Guards: scorers that MLflow cannot run, feedback without its label, one scorer's numbers under another's name."""
+    texts = ["Thank you so much!", "I hate this, shame on you."]
+    data = [{"inputs": {"question": str(i)}, "outputs": text} for i, text in enumerate(texts)]
+    scorers = [genai.Sentiment(), genai.Politeness(), genai.GoEmotions()]
+    result = mlflow.genai.evaluate(data=data, scorers=scorers)
+    expected = emo_mlflow.score(texts)
+    for metric in expected.columns:
+        assert result.metrics[f"{metric}/mean"] == pytest.approx(expected[metric].mean(), abs=1e-4)
+
+
+def test_genai_scorer_alone(tiny: str) -> None:
+    """Guards: outputs that are not bare strings, and a scorer without the head that is asked for."""
+    feedback = genai.Sentiment()(outputs={"content": "I love it"})
+    assert [f.name for f in feedback] == ["sentiment.negative", "sentiment.neutral", "sentiment.positive"]
+    assert feedback[2].value > 0.8
+    with pytest.raises(UserError, match="has no sentiment"):
+        genai.Sentiment(scorers=tiny)(outputs="one")
+    with pytest.raises(UserError, match="expected a text"):
+        genai.Sentiment()(outputs=17)
+
+
+def test_pyfunc_model(tiny: str) -> None:
+    """Guards: a model that needs files outside of itself, a wrong signature, rows in another order."""
+    with mlflow.start_run():
+        info = log_scorer(tiny)
+    for file in Path(tiny).iterdir():
+        file.unlink()
+    model = mlflow.pyfunc.load_model(info.model_uri)
+    frame = pd.DataFrame({"text": TEXTS}, index=[3, 1, 4, 0, 2])
+    scores = model.predict(frame)
+    assert list(scores.index) == [3, 1, 4, 0, 2]
+    np.testing.assert_allclose(scores["raw.x"], [3.0, 1.0, 1.0, 0.0, 6.0])
+    assert [column.name for column in info.signature.inputs] == ["text"]
+    assert len(info.signature.outputs.inputs) == 6
+    with pytest.raises(mlflow.exceptions.MlflowException):
+        model.predict(pd.DataFrame({"other": ["one"]}))
