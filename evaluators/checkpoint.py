@@ -82,7 +82,7 @@ def fetch(hub_id: str, revision: str) -> Path:
                 return local
         except OSError:
             pass  # not in the local cache: ask the hub
-    hint = f"download {hub_id} elsewhere and pass its folder (--scorer FOLDER), or use the embedded scorer"
+    hint = "download it elsewhere and name its folder (instead of the id, or as source in a copy of its card)"
     try:
         info = _within(HUB_SECONDS, lambda: HfApi().model_info(hub_id, revision=revision, timeout=HUB_SECONDS / 2))
         names = [sibling.rfilename for sibling in info.siblings or ()]

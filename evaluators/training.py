@@ -33,17 +33,17 @@ class Recipe:
         politeness_passes: how often an epoch goes through the politeness texts.
     """
 
-    epochs: int = 4
+    epochs: int = 3
     seed: int = 0
-    lr: float = 1e-4
-    batch_size: int = 32
+    lr: float = 1.5e-4
+    batch_size: int = 64
     max_length: int = 128
     layer_decay: float = 0.9
     weight_decay: float = 0.01
     warmup: float = 0.1
     dropout: float = 0.1
     max_positive_weight: float = 10.0
-    politeness_passes: int = 1
+    politeness_passes: int = 2
 
 
 @dataclass(frozen=True, eq=False)

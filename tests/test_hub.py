@@ -63,7 +63,7 @@ def test_a_hub_model_is_downloaded_and_loaded(hub, source):
 
 
 def test_the_cache_is_enough_when_the_hub_is_gone(hub, monkeypatch):
-    """A cached model works without a network, at the revision that was asked for, and without half a minute of retries."""
+    """A cached model works without a network, at the revision asked for, and without half a minute of retries."""
     hub_folder(REPO, None)
     point_at("http://127.0.0.1:9", monkeypatch)
     start = time.monotonic()
@@ -125,7 +125,7 @@ def test_a_download_that_breaks_off(hub, monkeypatch):
         raise ConnectionResetError("reset by peer")
 
     monkeypatch.setattr(hub_module, "snapshot_download", broken)
-    with pytest.raises(UserError, match="broke off: .*reset by peer"):
+    with pytest.raises(UserError, match=r"broke off: .*reset by peer"):
         hub_folder(REPO, None)
 
 

@@ -50,7 +50,7 @@ def test_names(name, source, location, revision):
 
 
 def test_folders_come_before_hub_ids_but_not_before_known_names(tmp_path, monkeypatch):
-    """`owner/name` that exists here is that folder; a folder called gpt2 must not silently replace the study's model."""
+    """`owner/name` that exists here is that folder; a folder called gpt2 must not replace the study's model unseen."""
     monkeypatch.chdir(tmp_path)
     for name in ("owner/name", "gpt2", "smollm2-135m", "odd@name"):
         (tmp_path / name).mkdir(parents=True)
@@ -204,8 +204,13 @@ def gpt2_folder(tmp_path) -> Path:
 def test_too_little_memory_is_said_before_anything_is_read(gpt2_folder, monkeypatch):
     """The kernel would otherwise kill the run without a word, after minutes of loading."""
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=2**20))
-    for attempt in (lambda: check(folder_spec(gpt2_folder)), lambda: load(folder_spec(gpt2_folder), CPU, torch.float32)):
-        with pytest.raises(UserError, match=r"needs about 0\.3 GiB of memory as float32.*dtype=bfloat16.*choose smollm2"):
+    for attempt in (
+        lambda: check(folder_spec(gpt2_folder)),
+        lambda: load(folder_spec(gpt2_folder), CPU, torch.float32),
+    ):
+        with pytest.raises(
+            UserError, match=r"needs about 0\.3 GiB of memory as float32.*dtype=bfloat16.*choose smollm2"
+        ):
             attempt()
     with pytest.raises(UserError, match="a smaller model") as caught:
         check(folder_spec(gpt2_folder), CPU, torch.bfloat16)
@@ -223,7 +228,9 @@ def test_pickled_weights_are_not_read(gpt2_folder):
 def test_code_from_a_model_folder_is_not_run(gpt2_folder):
     """trust_remote_code is off: a folder that brings its own code is refused, and the code is not touched."""
     marker = gpt2_folder / "executed"
-    (gpt2_folder / "modeling_own.py").write_text(f"open({str(marker)!r}, 'w')\nclass Own: pass\nclass OwnConfig: pass\n")
+    (gpt2_folder / "modeling_own.py").write_text(
+        f"open({str(marker)!r}, 'w')\nclass Own: pass\nclass OwnConfig: pass\n"
+    )
     config = json.loads((gpt2_folder / "config.json").read_text())
     own = {"AutoConfig": "modeling_own.OwnConfig", "AutoModelForCausalLM": "modeling_own.Own"}
     (gpt2_folder / "config.json").write_text(json.dumps({**config, "model_type": "own", "auto_map": own}))

@@ -64,10 +64,10 @@ def test_distinct_texts_are_scored_once(tiny: Path, monkeypatch: pytest.MonkeyPa
 def test_batches_keep_to_the_budget() -> None:
     """Guards: a batch of long texts that does not fit the memory, a row left out, padding from mixed lengths."""
     lengths = np.random.default_rng(0).integers(1, 3000, 400)
-    batches = list(scorers._batches(lengths))
+    batches = list(scorers._batches(lengths, 2048))
     assert sorted(np.concatenate(batches)) == list(range(400))
     for batch in batches:
-        assert len(batch) == 1 or len(batch) * lengths[batch].max() <= scorers.TOKEN_BUDGET
+        assert len(batch) == 1 or len(batch) * lengths[batch].max() <= 2048
     padded = sum(len(b) * lengths[b].max() for b in batches)
     assert padded < 1.05 * lengths.sum()
 
@@ -220,7 +220,7 @@ def test_embedded_tells_emotions_apart(embedded: scorers.Scorers) -> None:
     """Guards: labels shifted, a graph of random weights, an empty or very long text that fails."""
     texts = [
         "Thank you so much, I really appreciate your help!",
-        "I am furious, this is an outrage and you should be ashamed.",
+        "I am furious! This makes me so angry, you idiot.",
         "I'm so sorry, I really regret what I did.",
         "",
         "word " * 2000,

@@ -14,6 +14,7 @@ from emo_mlflow.comparison.dose import dose
 from emo_mlflow.comparison.effects import effect_sizes, specificity
 from emo_mlflow.comparison.families import SIGNIFICANT, WHOLE, parse_family
 from emo_mlflow.comparison.k_selection import k_selection
+from emo_mlflow.comparison.records import records
 from emo_mlflow.comparison.responses import Responses, responses
 from emo_mlflow.comparison.selectivity import selectivity
 from emo_mlflow.comparison.sources import Note, Source, check
@@ -43,15 +44,17 @@ class Comparison:
 
     @cached_property
     def metrics(self) -> dict[str, float]:
-        """Numbers about the comparison for its run: tests, significant ones per correction, the largest specific effects."""
+        """Numbers for the comparison's run: tests, significant ones per correction, the largest specific effects."""
         effects, specific = self.tables["effect_sizes"], self.tables["specificity"]
-        found = {"tests": float(effects["p_t"].notna().sum()), "tests.not_computable": float(effects["p_t"].isna().sum())}
+        found = {
+            "tests": float(effects["p_t"].notna().sum()),
+            "tests.not_computable": float(effects["p_t"].isna().sum()),
+        }
         for column in ("p_bonferroni", "p_holm", "p_bh"):
             found[f"significant.{column[2:]}"] = float((effects[column] < SIGNIFICANT).sum())
             found[f"specific.{column[2:]}"] = float((specific[column] < SIGNIFICANT).sum())
-        for row in self.tables["recommendations"].to_dict("records"):
-            if row.get("gain") == row.get("gain") and row.get("gain") is not None:
-                found[f"gain.{row['model']}.{row['emotion']}"] = float(row["gain"])
+        for row in records(self.tables["recommendations"].dropna(subset=["gain"])):
+            found[f"gain.{row['model']}.{row['emotion']}"] = float(row["gain"])
         return found
 
 

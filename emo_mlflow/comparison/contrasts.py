@@ -18,8 +18,8 @@ LOOSE = ["emotion", "alpha"]
 def matched_conditions(first: Responses, second: Responses) -> pd.DataFrame:
     """Pairs of conditions to compare: `a` and `b`, their positions in either sweep.
 
-    Same emotion and alpha, and same scope and window unless each sweep has only one of its own; of the layers, each of the
-    sweep with fewer is paired with the other's nearest in relative depth.
+    Same emotion and alpha, and same scope and window unless each sweep has only one of its own; of the layers, each
+    of the sweep with fewer is paired with the other's nearest in relative depth.
     """
     tables = []
     for sweep in (first, second):
@@ -33,16 +33,18 @@ def matched_conditions(first: Responses, second: Responses) -> pd.DataFrame:
     gap = (pairs["depth_few"] - pairs["depth_many"]).abs()
     pairs = pairs.assign(gap=gap).sort_values(["position_few", "gap", "position_many"]).drop_duplicates("position_few")
     names = ("a", "b") if fewer == 0 else ("b", "a")
-    return pairs.rename(columns={"position_few": names[0], "position_many": names[1]})[["a", "b"]].reset_index(drop=True)
+    return pairs.rename(columns={"position_few": names[0], "position_many": names[1]})[["a", "b"]].reset_index(
+        drop=True
+    )
 
 
 def model_contrasts(sweeps: list[Responses], family: tuple[str, ...], n_bootstrap: int, seed: int) -> pd.DataFrame:
     """Differences between models' effects, a row per pair of models, matched condition and shared metric.
 
     Returns:
-        model_a, model_b, emotion, alpha, scope_a, scope_b, layer_a, layer_b, depth_a, depth_b, metric; n (shared prompts),
-        effect_a, effect_b (over those), difference = effect_a - effect_b, paired by prompt, with its BCa interval
-        (low, high), d_z, p_t and corrections.
+        model_a, model_b, emotion, alpha, scope_a, scope_b, layer_a, layer_b, depth_a, depth_b, metric; n (shared
+        prompts), effect_a, effect_b (over those), difference = effect_a - effect_b, paired by prompt, with its BCa
+        interval (low, high), d_z, p_t and corrections.
     """
     parts = []
     for first, second in combinations(sweeps, 2):
@@ -61,7 +63,7 @@ def _of_pair(first: Responses, second: Responses, pairs: pd.DataFrame, n_bootstr
     for sweep, positions in ((first, pairs["a"]), (second, pairs["b"])):
         prompts = [sweep.prompt_ids.index(prompt) for prompt in shared]
         columns = [sweep.metric(metric) for metric in metrics]
-        picked = sweep.change[np.ix_(positions.to_numpy(), prompts, columns)]
+        picked = sweep.change[positions.to_numpy()][:, prompts][:, :, columns]
         changes.append(picked.transpose(1, 0, 2).reshape(len(shared), -1))
     found = paired_effects(changes[1], changes[0], n_bootstrap, seed)
     left, right = first.conditions.iloc[pairs["a"]], second.conditions.iloc[pairs["b"]]
@@ -99,8 +101,8 @@ def model_summary(sweeps: list[Responses], effects: pd.DataFrame) -> pd.DataFram
     """Random-effects summary of mean_diff over models, on the layers of the model that swept the fewest.
 
     Returns:
-        emotion, alpha, depth, layers (of each model, as text), metric, and the columns of `random_effects`. Empty for fewer
-        than two models, or where one model occurs twice, whose sweeps are no independent sample of models.
+        emotion, alpha, depth, layers (of each model, as text), metric, and the columns of `random_effects`. Empty for
+        fewer than two models, or where one model occurs twice, whose sweeps are no independent sample of models.
     """
     empty = pd.DataFrame(columns=[*LOOSE, "depth", "layers", "metric", "k", "estimate"])
     models = [sweep.source.facts["model_fingerprint"] for sweep in sweeps]
@@ -115,7 +117,9 @@ def model_summary(sweeps: list[Responses], effects: pd.DataFrame) -> pd.DataFram
     if not len(wide):
         return empty
     found = random_effects(wide["mean_diff"].to_numpy(float).T, wide["variance"].to_numpy(float).T)
-    layers = wide["layer"].apply(lambda row: ", ".join(f"{model}: {int(layer)}" for model, layer in row.dropna().items()), axis=1)
+    layers = wide["layer"].apply(
+        lambda row: ", ".join(f"{model}: {int(layer)}" for model, layer in row.dropna().items()), axis=1
+    )
     return pd.concat([wide.index.to_frame(index=False), found], axis=1).assign(layers=layers.to_numpy())
 
 

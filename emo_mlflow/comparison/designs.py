@@ -20,7 +20,8 @@ def power_requirements(effects: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         model, n (prompts), correction ("none" or "bonferroni"), tests, alpha, target_effect_size, target_power,
-        required_n_effective (pairs that the target needs), power (of n pairs for the target), smallest_detectable_d (of n).
+        required_n_effective (pairs that the target needs), power (of n pairs for the target), smallest_detectable_d
+        (of n).
     """
     tests = int(effects["family_size"].max())
     rows = []
@@ -30,8 +31,19 @@ def power_requirements(effects: pd.DataFrame) -> pd.DataFrame:
             alpha = SIGNIFICANT / count
             smallest = detectable_d(n, alpha)
             for d in TARGETS:
-                found = {"required_n_effective": required_n(d, alpha), "power": float(power(d, n, alpha)), "smallest_detectable_d": smallest}
-                key = {"model": model, "n": n, "correction": correction, "tests": count, "alpha": alpha, "target_effect_size": d}
+                found = {
+                    "required_n_effective": required_n(d, alpha),
+                    "power": float(power(d, n, alpha)),
+                    "smallest_detectable_d": smallest,
+                }
+                key = {
+                    "model": model,
+                    "n": n,
+                    "correction": correction,
+                    "tests": count,
+                    "alpha": alpha,
+                    "target_effect_size": d,
+                }
                 rows.append({**key, "target_power": TARGET, **found})
     return pd.DataFrame(rows)
 
@@ -39,8 +51,9 @@ def power_requirements(effects: pd.DataFrame) -> pd.DataFrame:
 def power_analysis(effects: pd.DataFrame, sources: tuple[Source, ...]) -> pd.DataFrame:
     """The first system's power_analysis.csv: a row per test under its column names, and what it lacked.
 
-    `power` is its post-hoc power, at the d_z observed and 0.05: it says no more than the p-value does (Hoenig and Heisey 2001).
-    `power_d02`, `power_d03`, `power_d05` and `smallest_detectable_d` are the design's own, at 0.05 over the family.
+    `power` is its post-hoc power, at the d_z observed and 0.05: it says no more than the p-value does (Hoenig and
+    Heisey 2001). `power_d02`, `power_d03`, `power_d05` and `smallest_detectable_d` are the design's own, at 0.05 over
+    the family.
     """
     n = effects["n"].to_numpy()
     alpha = SIGNIFICANT / np.maximum(1, effects["family_size"].to_numpy())

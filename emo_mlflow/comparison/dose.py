@@ -13,14 +13,14 @@ SERIES = ["emotion", "layer", "scope", "patch_window"]
 
 
 def dose(sweeps: list[Responses], family: tuple[str, ...], n_bootstrap: int, seed: int) -> pd.DataFrame:
-    """A row per (model, emotion, layer, scope, patch_window, metric) of a sweep over at least two strengths; otherwise none.
+    """A row per (model, emotion, layer, scope, patch_window, metric) of sweeps over two strengths or more.
 
     The baseline is strength 0 where directions are added; clamping to 0 and projecting out are not the baseline.
 
     Returns:
-        alphas (their list as text); slope, in score per unit of alpha, with its BCa interval slope_low, slope_high and p_t:
-        of prompts' own least-squares slopes; spearman with spearman_low, spearman_high: of prompts' own rank correlations;
-        corrections of p_t.
+        alphas (their list as text); slope, in score per unit of alpha, with its BCa interval slope_low, slope_high
+        and p_t: of prompts' own least-squares slopes; spearman with spearman_low, spearman_high: of prompts' own rank
+        correlations; corrections of p_t.
     """
     parts = [part for sweep in sweeps for part in _of_sweep(sweep, n_bootstrap, seed)]
     if not parts:
@@ -45,13 +45,18 @@ def _of_sweep(sweep: Responses, n_bootstrap: int, seed: int) -> list[pd.DataFram
         doses.append(", ".join(f"{alpha:g}" for alpha in np.sort(alphas)))
     if not firsts:
         return []
-    rise, order = (_mean_over_prompts(np.concatenate(parts, axis=1), n_bootstrap, seed) for parts in (slopes, correlations))
+    rise, order = (
+        _mean_over_prompts(np.concatenate(parts, axis=1), n_bootstrap, seed) for parts in (slopes, correlations)
+    )
     table = conditions.loc[firsts, SERIES].assign(alphas=doses)
     table = table.loc[table.index.repeat(len(sweep.metrics))].reset_index(drop=True)
     table.insert(0, "model", sweep.source.label)
     table["metric"] = np.tile(np.array(sweep.metrics, object), len(firsts))
     names = {"mean_diff": "", "diff_bca_low": "_low", "diff_bca_high": "_high"}
-    columns = [part[list(names)].rename(columns={old: name + new for old, new in names.items()}) for part, name in ((rise, "slope"), (order, "spearman"))]
+    columns = [
+        part[list(names)].rename(columns={old: name + new for old, new in names.items()})
+        for part, name in ((rise, "slope"), (order, "spearman"))
+    ]
     return [pd.concat([table, rise[["n"]], columns[0], rise[["p_t"]], columns[1]], axis=1)]
 
 

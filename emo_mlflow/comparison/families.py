@@ -13,7 +13,7 @@ SIGNIFICANT = 0.05
 
 
 def parse_family(text: str) -> tuple[str, ...]:
-    """`comparison` for one family of all tests, or columns, such as `model,metric`, for a family per combination of them.
+    """`comparison` for one family of all tests, or columns, such as `model,metric`, for one per combination of them.
 
     Raises:
         UserError: for a name that is no such column.
@@ -27,7 +27,7 @@ def parse_family(text: str) -> tuple[str, ...]:
 
 
 def with_corrections(table: pd.DataFrame, p: str, family: tuple[str, ...]) -> pd.DataFrame:
-    """Adds family (its name), family_size, p_bonferroni, p_holm and p_bh of column `p`; columns the table lacks divide nothing."""
+    """Adds family (its name), family_size and corrections of column `p`; columns it lacks divide nothing."""
     present = [column for column in family if column in table.columns]
     names = pd.Series(WHOLE, index=table.index, dtype=object)
     if present:

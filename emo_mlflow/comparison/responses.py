@@ -41,9 +41,24 @@ class Responses:
         """after - before."""
         return self.after - self.before
 
+    @cached_property
+    def draws(self) -> dict[int, np.ndarray]:
+        """By position of a condition of an emotion: the positions of the random controls with the same setting."""
+        settings = [
+            tuple(None if pd.isna(v) else v for v in row) for row in self.conditions[SETTING].itertuples(index=False)
+        ]
+        controls: dict[tuple[object, ...], list[int]] = {}
+        for position in self.rows("random"):
+            controls.setdefault(settings[position], []).append(position)
+        return {row: np.array(controls.get(settings[row], []), dtype=int) for row in self.rows("emotion")}
+
     def rows(self, kind: str) -> np.ndarray:
         """Positions of the conditions of a kind."""
         return np.flatnonzero(self.conditions["kind"].to_numpy() == kind)
+
+    def position(self, condition_id: str) -> int:
+        """Position of a condition."""
+        return int(np.flatnonzero(self.conditions["condition_id"].to_numpy() == condition_id)[0])
 
     def metric(self, name: str) -> int:
         """Position of a metric."""
@@ -71,7 +86,7 @@ def responses(source: Source) -> Responses:
 
 
 def keys_of_tests(data: Responses, rows: np.ndarray) -> pd.DataFrame:
-    """model, run_id, condition_id, SETTING, depth and metric for every pair of the given conditions and every metric."""
+    """model, run_id, condition_id, SETTING, depth and metric for each of the given conditions and every metric."""
     conditions = data.conditions.iloc[rows]
     keys = conditions[["condition_id", *SETTING]].loc[conditions.index.repeat(len(data.metrics))].reset_index(drop=True)
     keys.insert(0, "model", data.source.label)

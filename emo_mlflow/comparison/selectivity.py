@@ -10,13 +10,14 @@ from emo_mlflow.comparison.responses import SETTING, Responses
 from emo_mlflow.statistics import paired_effects
 from emo_mlflow.targets import target_metric
 
+
 def selectivity(sweeps: list[Responses], family: tuple[str, ...], n_bootstrap: int, seed: int) -> pd.DataFrame:
-    """The change of the target label against the mean change of the scorer's other labels, a row per condition that has a target.
+    """The change of the target label against that of the scorer's other labels, a row per condition with a target.
 
     Returns:
         model, SETTING, depth; target, target_effect, others, others_effect (mean change of the `others` other labels);
-        selectivity = target_effect - others_effect with its BCa interval (low, high), p_t and corrections; strongest_other,
-        strongest_other_effect; target_rank, 1 if no other label's mean changed as much in size.
+        selectivity = target_effect - others_effect with its BCa interval (low, high), p_t and corrections;
+        strongest_other, strongest_other_effect; target_rank, 1 if no other label's mean changed as much in size.
     """
     parts = [_of_sweep(sweep, n_bootstrap, seed) for sweep in sweeps]
     parts = [part for part in parts if len(part)]
@@ -57,5 +58,12 @@ def _of_sweep(sweep: Responses, n_bootstrap: int, seed: int) -> pd.DataFrame:
     keys = conditions[["condition_id", *SETTING]].reset_index(drop=True)
     keys.insert(0, "model", sweep.source.label)
     keys["depth"] = sweep.source.depth(keys["layer"])
-    renamed = {"n": "n", "mean_baseline": "others_effect", "mean_diff": "selectivity", "diff_bca_low": "low", "diff_bca_high": "high", "p_t": "p_t"}
+    renamed = {
+        "n": "n",
+        "mean_baseline": "others_effect",
+        "mean_diff": "selectivity",
+        "diff_bca_low": "low",
+        "diff_bca_high": "high",
+        "p_t": "p_t",
+    }
     return pd.concat([keys, pd.DataFrame(table), found[list(renamed)].rename(columns=renamed)], axis=1)

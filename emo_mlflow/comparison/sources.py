@@ -73,8 +73,8 @@ def check(sources: Sequence[Source]) -> tuple[tuple[Source, ...], tuple[Note, ..
     """Refuses what cannot be compared, names the sweeps apart, and says what restricts the comparison.
 
     Raises:
-        UserError: for no sweep, a sweep given twice, fewer than two prompts, no condition but the baseline, other scorers
-            than the rest, or no shared prompts.
+        UserError: for no sweep, a sweep given twice, fewer than two prompts, no condition but the baseline, other
+            scorers than the rest, or no shared prompts.
     """
     if not sources:
         raise UserError("there is no sweep to compare: give runs=ID,ID or an experiment that has finished sweeps")
@@ -93,9 +93,13 @@ def check(sources: Sequence[Source]) -> tuple[tuple[Source, ...], tuple[Note, ..
 def _check_one(source: Source) -> None:
     n_prompts = source.prompts["prompt_id"].nunique()
     if n_prompts < 2:
-        raise UserError(f"run {source.run_id} has {n_prompts} prompt: statistics over prompts need at least 2 (max_samples=)")
+        raise UserError(
+            f"run {source.run_id} has {n_prompts} prompt: statistics over prompts need at least 2 (max_samples=)"
+        )
     if not (source.conditions["kind"] == "emotion").any():
-        raise UserError(f"run {source.run_id} has no condition with a direction: there is nothing to compare with its baseline")
+        raise UserError(
+            f"run {source.run_id} has no condition with a direction: there is nothing to compare with its baseline"
+        )
     if (source.conditions["kind"] == "baseline").sum() != 1:
         raise UserError(f"run {source.run_id} does not have exactly one baseline: its conditions.parquet is damaged")
 
@@ -105,7 +109,9 @@ def _check_pair(first: Source, other: Source) -> None:
     ours, theirs = (dict(source.facts["scorer_fingerprints"]) for source in (first, other))
     if ours != theirs:
         names = [", ".join(f"{name} ({mark[:8]})" for name, mark in sorted(marks.items())) for marks in (ours, theirs)]
-        raise UserError(f"{pair} were scored by different scorers, {names[0]} and {names[1]}: repeat one with scorers= of the other")
+        raise UserError(
+            f"{pair} were scored by different scorers, {names[0]} and {names[1]}: repeat one with scorers= of the other"
+        )
     if first.config["score_prompt"] != other.config["score_prompt"]:
         raise UserError(f"{pair} differ in score_prompt: one scored the prompt too; repeat one of them")
     if not set(first.prompts["prompt_id"]) & set(other.prompts["prompt_id"]):
@@ -135,7 +141,15 @@ def _notes(sources: Sequence[Source]) -> tuple[Note, ...]:
     sets = [frozenset(source.prompts["prompt_id"]) for source in sources]
     if len(set(sets)) > 1:
         shared = len(frozenset.intersection(*sets))
-        notes.append(Note("prompts_differ", {"shared": shared, "counts": ", ".join(f"{s.label}: {len(p)}" for s, p in zip(sources, sets, strict=True))}))
+        notes.append(
+            Note(
+                "prompts_differ",
+                {
+                    "shared": shared,
+                    "counts": ", ".join(f"{s.label}: {len(p)}" for s, p in zip(sources, sets, strict=True)),
+                },
+            )
+        )
     for name in SETTINGS:
         if len({_text(source.config[name]) for source in sources}) > 1:
             values = ", ".join(f"{source.label}: {_text(source.config[name])}" for source in sources)

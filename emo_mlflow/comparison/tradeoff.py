@@ -9,8 +9,8 @@ from emo_mlflow.comparison.families import SIGNIFICANT
 from emo_mlflow.comparison.responses import FLUENCY, SETTING, Responses
 from emo_mlflow.targets import target_metric
 
-# Text counts as broken when the unpatched model finds a new token e times less likely on average, or when a fifth of its
-# bigrams has become repetition; greedy texts that break do either within one step of alpha.
+# Text counts as broken when the unpatched model finds a new token e times less likely on average, or when a fifth of
+# its bigrams has become repetition; greedy texts that break do either within one step of alpha.
 NLL_LIMIT = 1.0
 DISTINCT_2_LIMIT = 0.2
 
@@ -25,9 +25,9 @@ def tradeoff(sweeps: list[Responses], effects: pd.DataFrame, specific: pd.DataFr
 
     Returns:
         KEYS, condition_id, depth, target; effect, low, high (BCa), d_z, p_t, p_bh of the target; n_draws, specific,
-        specific_low, specific_high, p_random, smallest_p; gain = specific, or effect where there are no draws; nll_rise,
-        distinct_2_drop; broken: empty, "nll" or "repeats"; on_front: no condition of the same model and emotion is at least
-        as good in gain, nll_rise and distinct_2_drop and better in one.
+        specific_low, specific_high, p_random, smallest_p; gain = specific, or effect where there are no draws;
+        nll_rise, distinct_2_drop; broken: empty, "nll" or "repeats"; on_front: no condition of the same model and
+        emotion is at least as good in gain, nll_rise and distinct_2_drop and better in one.
     """
     tables = []
     for sweep in sweeps:
@@ -43,7 +43,10 @@ def tradeoff(sweeps: list[Responses], effects: pd.DataFrame, specific: pd.DataFr
 def _of_emotion(effects: pd.DataFrame, specific: pd.DataFrame, target: str) -> pd.DataFrame:
     own = effects[effects["metric"] == target].set_index("condition_id")
     random = specific[specific["metric"] == target].set_index("condition_id")
-    changes = {name: effects[effects["metric"] == metric].set_index("condition_id")["mean_diff"] for name, metric in FLUENCY.items()}
+    changes = {
+        name: effects[effects["metric"] == metric].set_index("condition_id")["mean_diff"]
+        for name, metric in FLUENCY.items()
+    }
     table = own[[*KEYS, "depth", "d_z", "p_t", "p_bh"]].assign(
         target=target, effect=own["mean_diff"], low=own["diff_bca_low"], high=own["diff_bca_high"]
     )
@@ -66,14 +69,15 @@ def _with_front(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def recommendations(sweeps: list[Responses], table: pd.DataFrame) -> pd.DataFrame:
-    """A row per model and emotion: the condition to use, and why.
+    """A row per model and emotion: the condition to use, and why, or why none.
 
-    Among conditions that do not break the text and raise the target, those that do so significantly (BH) and beyond every
-    random draw come first, then those beyond every draw, then the rest; among equals the largest gain wins.
+    Among the conditions that keep the text whole and raise the target beyond every random draw, the significant ones
+    (BH) come first, and then the largest gain. Without draws, significance alone decides, and the reason says so.
 
     Returns:
-        model, emotion, candidates (conditions tried), broken (of those); reason: "specific", "beyond_random", "suggestive",
-        "all_broken", "no_rise" or "no_target"; and the columns of `tradeoff`, NaN where no condition is recommended.
+        model, emotion, candidates (conditions tried), n_broken (of those); reason: "specific", "beyond_random",
+        "untested" (no draws), or for no condition "within_random", "no_rise", "all_broken", "no_target"; and the
+        columns of `tradeoff`, empty where no condition is recommended.
     """
     rows = []
     for sweep in sweeps:
@@ -81,27 +85,35 @@ def recommendations(sweeps: list[Responses], table: pd.DataFrame) -> pd.DataFram
             own = table[(table["model"] == sweep.source.label) & (table["emotion"] == emotion)]
             chosen, reason = _choose(own)
             row = {} if chosen is None else own.loc[chosen].drop(["model", "emotion", "broken"]).to_dict()
-            broken = int((own["broken"] != "").sum())
-            rows.append({"model": sweep.source.label, "emotion": emotion, "candidates": len(own), "n_broken": broken, "reason": reason, **row})
-    return pd.DataFrame(rows)
+            key = {"model": sweep.source.label, "emotion": emotion, "candidates": len(own)}
+            rows.append({**key, "n_broken": int((own["broken"] != "").sum()), "reason": reason, **row})
+    wanted = [name for name in table.columns if name not in ("model", "emotion", "broken")]
+    return pd.DataFrame(rows).reindex(columns=["model", "emotion", "candidates", "n_broken", "reason", *wanted])
 
 
 def _choose(table: pd.DataFrame) -> tuple[int | None, str]:
     if not len(table):
         return None, "no_target"
-    usable = table[table["broken"] == ""]
-    if not len(usable):
+    whole = table[table["broken"] == ""]
+    if not len(whole):
         return None, "all_broken"
-    rising = usable[(usable["effect"] > 0) & (usable["gain"] > 0)]
-    beyond = rising[(rising["n_draws"] > 0) & (rising["p_random"] <= rising["smallest_p"])]
-    for candidates, reason in ((beyond[beyond["p_bh"] < SIGNIFICANT], "specific"), (beyond, "beyond_random"), (rising, "suggestive")):
+    rising = whole[(whole["effect"] > 0) & (whole["gain"] > 0)]
+    sure = rising["p_bh"] < SIGNIFICANT
+    if (rising["n_draws"] == 0).all():
+        return (_best(rising[sure]), "untested") if sure.any() else (None, "no_rise")
+    beyond = rising["p_random"] <= rising["smallest_p"]
+    for candidates, reason in ((rising[beyond & sure], "specific"), (rising[beyond], "beyond_random")):
         if len(candidates):
-            return int(candidates["gain"].idxmax()), reason
-    return None, "no_rise"
+            return _best(candidates), reason
+    return None, "within_random"
+
+
+def _best(table: pd.DataFrame) -> int:
+    return int(table.index.to_numpy()[table["gain"].to_numpy(float).argmax()])
 
 
 def fluency_breaks(table: pd.DataFrame) -> pd.DataFrame:
-    """For each (model, emotion, layer, scope, patch_window) the alpha nearest to 0 on either side at which text breaks, NaN if none."""
+    """The alpha nearest to 0 on either side at which text breaks, NaN if none, a row per series of strengths."""
     keys = ["model", "emotion", "layer", "scope", "patch_window"]
     if not len(table):
         return pd.DataFrame(columns=[*keys, "breaks_below", "breaks_above"])

@@ -1,0 +1,229 @@
+"""One comparison from run ids to a finished MLflow run: finds the sweeps, checks first, compares, writes and logs."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from mlflow import MlflowClient
+from mlflow.artifacts import download_artifacts
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
+from mlflow.exceptions import MlflowException
+from mlflow.tracking.context.registry import resolve_tags
+
+from emo_mlflow.comparison import Comparison, Source, compare_sweeps
+from emo_mlflow.comparison.families import WHOLE, parse_family
+from emo_mlflow.errors import UserError
+from emo_mlflow.report.comparison import check_language, write_comparison
+from emo_mlflow.report.comparison_text import answer
+from emo_mlflow.report.texts import texts
+from emo_mlflow.sweeps import KIND, Sweep, find_sweeps, load_sweep
+
+Say = Callable[[str], None]
+
+MILLISECONDS = 1000
+OVERLAP = "overlap.parquet"
+FAILURE = "emo.failure"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to compare and how.
+
+    Attributes:
+        runs: ids of sweeps; of alignments too, which k-selection reads. Empty: by experiment and filter.
+        experiment: whose newest finished sweep of each model is taken; None for MLflow's active one.
+        filter: a further MLflow filter on the sweeps to take.
+        family: `comparison`, or columns that divide the tests into families.
+        language: of the report, en or ja.
+    """
+
+    runs: tuple[str, ...] = ()
+    experiment: str | None = None
+    filter: str | None = None
+    family: str = WHOLE
+    language: str = "en"
+    n_bootstrap: int = 2000
+    seed: int = 0
+
+
+def compare(
+    run_ids: Sequence[str] | str,
+    *,
+    family: str = WHOLE,
+    tracking_uri: str | None = None,
+    n_bootstrap: int = 2000,
+    seed: int = 0,
+) -> Comparison:
+    """Compares finished sweeps; nothing is logged.
+
+    Args:
+        run_ids: of sweeps, and of alignments for k-selection; a sequence, or a text with commas.
+        family: `comparison`, or columns that divide the tests into families, such as `model,metric`.
+
+    Returns:
+        the tables by name in `.tables`, what restricts them in `.notes`, numbers for a run in `.metrics`.
+
+    Raises:
+        UserError: for a run that is missing, deleted, unfinished, or no sweep; and for sweeps that cannot be compared.
+    """
+    parse_family(family)
+    ids = split_ids(run_ids) if isinstance(run_ids, str) else tuple(run_ids)
+    sweeps, alignments = _load(ids, tracking_uri)
+    return compare_sweeps([source_of(sweep) for sweep in sweeps], family, alignments, n_bootstrap, seed)
+
+
+def run_comparison(request: Request, tracking_uri: str | None, log_to: str | None, say: Say) -> str:
+    """Compares, writes the report, and logs everything as one MLflow run in experiment `log_to`; returns its id.
+
+    Raises:
+        UserError: as `compare`; and for a language without words or font, before anything is read.
+    """
+    client = MlflowClient(tracking_uri)
+    with _open_run(client, log_to) as run_id:
+        check_language(request.language)
+        ids = request.runs or newest_sweeps(experiment_name(client, request.experiment), request.filter, tracking_uri)
+        comparison = compare(
+            ids, family=request.family, tracking_uri=tracking_uri, n_bootstrap=request.n_bootstrap, seed=request.seed
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            write_comparison(comparison, Path(folder), request.language)
+            client.log_artifacts(run_id, folder)
+        _log(client, run_id, comparison, request)
+    for line in summary_lines(comparison, request.language):
+        say(line)
+    say(f"Report     {client.get_run(run_id).info.artifact_uri}/report.html")
+    return run_id
+
+
+def split_ids(text: str) -> tuple[str, ...]:
+    """Run ids from a text with commas.
+
+    Raises:
+        UserError: for an empty item.
+    """
+    ids = tuple(part.strip() for part in text.split(","))
+    if not all(ids):
+        raise UserError(f"runs={text!r} has an empty item: separate run ids with single commas")
+    return ids
+
+
+def newest_sweeps(experiment: str, filter_string: str | None, tracking_uri: str | None) -> tuple[str, ...]:
+    """The newest finished sweep of each model in an experiment.
+
+    Raises:
+        UserError: if there is none.
+    """
+    found = find_sweeps(experiment=experiment, filter=filter_string, tracking_uri=tracking_uri)
+    newest = found.drop_duplicates("model")
+    if not len(newest):
+        fits = " that fits the filter" if filter_string else ""
+        raise UserError(f"experiment {experiment!r} has no finished sweep{fits}: run one first, or give runs=ID,ID")
+    return tuple(newest["run_id"])
+
+
+def source_of(sweep: Sweep) -> Source:
+    """A sweep as a comparison reads it."""
+    info = sweep.run.info
+    end = info.end_time
+    return Source(
+        run_id=sweep.run_id,
+        label=str(sweep.config["model"]),
+        config=sweep.config,
+        facts=sweep.facts,
+        prompts=sweep.prompts,
+        conditions=sweep.conditions,
+        completions=sweep.completions,
+        scores=sweep.scores,
+        seconds=float("nan") if end is None else (end - info.start_time) / MILLISECONDS,
+    )
+
+
+def _load(ids: Sequence[str], tracking_uri: str | None) -> tuple[list[Sweep], list[pd.DataFrame]]:
+    """The sweeps among the runs, and the overlap tables of the alignments."""
+    client = MlflowClient(tracking_uri)
+    sweeps, alignments = [], []
+    for run_id in ids:
+        if _is_alignment(client, run_id):
+            path = download_artifacts(run_id=run_id, artifact_path=OVERLAP, tracking_uri=tracking_uri)
+            alignments.append(pd.read_parquet(path))
+        else:
+            sweeps.append(load_sweep(run_id, tracking_uri))
+    return sweeps, alignments
+
+
+def _is_alignment(client: MlflowClient, run_id: str) -> bool:
+    try:
+        return bool(client.get_run(run_id).data.tags.get(KIND) == "alignment")
+    except MlflowException:
+        return False  # load_sweep says what is wrong
+
+
+def experiment_name(client: MlflowClient, name: str | None) -> str:
+    """The experiment asked for, or the one that MLflow has as active, or Default."""
+    active = os.environ.get("MLFLOW_EXPERIMENT_ID", "0")
+    return name or os.environ.get("MLFLOW_EXPERIMENT_NAME") or client.get_experiment(active).name
+
+
+@contextmanager
+def _open_run(client: MlflowClient, experiment: str | None) -> Iterator[str]:
+    """The run that `mlflow run` made for this process, or a new one; FINISHED, or FAILED with the reason in a tag."""
+    run_id = os.environ.get("MLFLOW_RUN_ID")
+    if run_id is None:
+        name = experiment_name(client, experiment)
+        found = client.get_experiment_by_name(name)
+        where = found.experiment_id if found else client.create_experiment(name)
+        run_id = client.create_run(where, tags=resolve_tags(), run_name="comparison").info.run_id
+    client.set_tag(run_id, KIND, "comparison")
+    try:
+        yield run_id
+    except BaseException as error:
+        client.set_tag(run_id, FAILURE, f"{type(error).__name__}: {error}"[:5000])
+        client.set_terminated(run_id, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        raise
+    client.set_terminated(run_id, "FINISHED")
+
+
+def _log(client: MlflowClient, run_id: str, comparison: Comparison, request: Request) -> None:
+    """Settings as params, numbers as metrics; tags and inputs that link the sweeps."""
+    settings: Mapping[str, object] = {
+        "compared.family": request.family,
+        "compared.language": request.language,
+        "compared.n_bootstrap": request.n_bootstrap,
+        "compared.seed": request.seed,
+    }
+    now = int(time.time() * MILLISECONDS)
+    metrics = [Metric(metric_name(k), v, now, 0) for k, v in comparison.metrics.items() if np.isfinite(v)]
+    client.log_batch(run_id, metrics=metrics, params=[Param(k, str(v)) for k, v in settings.items()])
+    client.set_tag(run_id, "emo.sweeps", ",".join(source.run_id for source in comparison.sources))
+    inputs = [
+        DatasetInput(
+            Dataset(
+                name=source.label[:500],
+                digest=source.run_id[:32],
+                source_type="mlflow_run",
+                source=json.dumps({"run_id": source.run_id, "uri": f"runs:/{source.run_id}"}),
+            ),
+            [InputTag("mlflow.data.context", "sweep")],
+        )
+        for source in comparison.sources
+    ]
+    client.log_inputs(run_id, inputs)
+
+
+def metric_name(name: str) -> str:
+    """A name that MLflow takes: a model's own may have other characters."""
+    return "".join(c if c.isascii() and (c.isalnum() or c in "/_.- :") else "_" for c in name)[:250]
+
+
+def summary_lines(comparison: Comparison, language: str) -> list[str]:
+    """The answer for the terminal."""
+    return ["", *answer(comparison, texts(language)), ""]

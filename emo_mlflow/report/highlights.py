@@ -1,0 +1,107 @@
+"""Which of a comparison's many conditions its report shows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from emo_mlflow.comparison import Comparison
+from emo_mlflow.comparison.families import SIGNIFICANT
+from emo_mlflow.comparison.records import records
+from emo_mlflow.comparison.responses import Responses
+from emo_mlflow.comparison.tradeoff import KEYS
+from emo_mlflow.statistics.moments import Floats
+
+FLUENCY_PREFIX = "fluency."
+
+
+def highlights(comparison: Comparison) -> pd.DataFrame:
+    """For each model and emotion the condition that stands for it, joined with its row of `tradeoff`.
+
+    The recommended one; without a recommendation the one with the largest gain in size. Emotions without a target
+    metric have no row. `recommended` says which.
+    """
+    tables = comparison.tables
+    rows = []
+    for row in records(tables["recommendations"]):
+        own = tables["tradeoff"]
+        own = own[(own["model"] == row["model"]) & (own["emotion"] == row["emotion"])]
+        if not len(own) or own["gain"].isna().all():
+            continue
+        recommended = isinstance(row.get("condition_id"), str)
+        chosen = (
+            own["condition_id"] == row["condition_id"] if recommended else own["gain"].abs() == own["gain"].abs().max()
+        )
+        rows.append(own[chosen].head(1).assign(recommended=recommended, reason=row["reason"]))
+    columns = [*KEYS, "target", "gain", "recommended", "reason"]
+    return pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(columns=columns)
+
+
+def strongest(comparison: Comparison, most: int) -> pd.DataFrame:
+    """Rows of `effect_sizes`, significant (BH) first, by |hedges_g|: the strongest per model, emotion, metric."""
+    table = comparison.tables["effect_sizes"]
+    table = table[table["d_z"].notna() & ~table["metric"].str.startswith(FLUENCY_PREFIX)]
+    table = table.assign(size=table["hedges_g"].abs(), weak=table["p_bh"] >= SIGNIFICANT)
+    table = table.sort_values(["weak", "size"], ascending=[True, False])
+    best = table.drop_duplicates(["model", "emotion", "metric"])
+    # Every emotion of every model has a place before any has a second.
+    place = best.groupby(["model", "emotion"]).cumcount()
+    chosen = best.assign(place=place).sort_values(["place", "weak", "size"], ascending=[True, True, False]).head(most)
+    return chosen.sort_values(["weak", "size"], ascending=[True, False])
+
+
+def sweep_of(comparison: Comparison, model: str) -> Responses:
+    """The sweep with a label."""
+    return next(sweep for sweep in comparison.sweeps if sweep.source.label == model)
+
+
+def draw_effects(comparison: Comparison, model: str, condition_id: str, metric: str) -> Floats:
+    """Mean changes of a metric under the random controls of a condition."""
+    sweep = sweep_of(comparison, model)
+    values = sweep.change[sweep.draws[sweep.position(condition_id)]][:, :, sweep.metric(metric)].astype(float)
+    return np.nanmean(values, axis=1) if len(values) else np.array([])
+
+
+def setting_name(row: Mapping[str, Any], t: Mapping[str, str]) -> str:
+    """Layer and strength of a condition, and its window where it has one."""
+    window = "" if pd.isna(row["patch_window"]) else f", W = {row['patch_window']}"
+    return f"{t['short_layer']} {row['layer']}, α = {row['alpha']:g}{window}"
+
+
+def examples(comparison: Comparison, shown: pd.DataFrame, per_condition: int) -> pd.DataFrame:
+    """Baseline beside patched text at the given conditions, of the sweep's first prompts: not chosen by what they show.
+
+    Returns:
+        the columns of `shown`, and prompt, baseline, patched, score_baseline, score_patched (of the target).
+    """
+    rows = [
+        {**row, **example}
+        for row in records(shown)
+        for example in _examples(sweep_of(comparison, row["model"]), row["condition_id"], row["target"])[:per_condition]
+    ]
+    columns = ["prompt", "baseline", "patched", "score_baseline", "score_patched"]
+    return pd.DataFrame(rows, columns=[*shown.columns, *columns])
+
+
+def _examples(sweep: Responses, condition_id: str, target: str) -> list[dict[str, Any]]:
+    source = sweep.source
+    done = source.completions[source.completions["failure"].isna()].drop_duplicates(["condition_id", "prompt_id"])
+    baseline = source.conditions.loc[source.conditions["kind"] == "baseline", "condition_id"].iloc[0]
+    before, after = (
+        done[done["condition_id"] == condition].set_index("prompt_id")["completion"]
+        for condition in (baseline, condition_id)
+    )
+    position, metric = sweep.position(condition_id), sweep.metric(target)
+    found = []
+    for prompt_id, text in zip(source.prompts["prompt_id"], source.prompts["text"], strict=True):
+        if prompt_id in before and prompt_id in after and prompt_id in sweep.prompt_ids:
+            column = sweep.prompt_ids.index(prompt_id)
+            scores = {
+                f"score_{n}": float(a[position, column, metric])
+                for n, a in (("baseline", sweep.before), ("patched", sweep.after))
+            }
+            found.append({"prompt": text, "baseline": before[prompt_id], "patched": after[prompt_id], **scores})
+    return found

@@ -1,0 +1,322 @@
+"""The tables of a comparison: what they find in sweeps whose truth is planted, and what they refuse."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+
+import numpy as np
+import pandas as pd
+import pytest
+from synthetic import METRICS, TARGETS, as_source, synthetic_sweep
+
+from emo_mlflow.comparison import Comparison, Source, compare_sweeps
+from emo_mlflow.comparison.contrasts import matched_conditions
+from emo_mlflow.comparison.k_selection import k_selection
+from emo_mlflow.comparison.responses import responses
+from emo_mlflow.errors import UserError
+from emo_mlflow.statistics import corrected, paired_effects, specific_effects
+
+KEYS = ["condition_id", "prompt_id", "sample"]
+
+
+@cache
+def sources() -> tuple[Source, Source]:
+    """Two models of six and eight layers; the second does nothing."""
+    first = synthetic_sweep("model-a", alphas=(-2.0, 1.0, 2.0, 4.0), n_random=20)
+    second = synthetic_sweep("model-b", n_layers=8, alphas=(-2.0, 1.0, 2.0, 4.0), effect=0.0, n_random=20)
+    return as_source(first), as_source(second)
+
+
+@cache
+def comparison() -> Comparison:
+    """Of both models."""
+    return compare_sweeps(sources(), n_bootstrap=300)
+
+
+def test_effect_sizes_are_the_paired_effects_of_their_cells() -> None:
+    """Guards against keys that slip against the numbers beside them."""
+    table = comparison().tables["effect_sizes"]
+    assert not table.duplicated(["model", "emotion", "layer", "alpha", "scope", "patch_window", "metric"]).any()
+    assert len(table) == 2 * 3 * 4 * (len(METRICS) + 2) * 7
+    source = sources()[1]
+    for row in table[table["model"] == "model-b"].sample(8, random_state=0).to_dict("records"):
+        condition = source.conditions.set_index("condition_id").loc[row["condition_id"]]
+        assert (condition["emotion"], condition["layer"], condition["alpha"]) == (row["emotion"], row["layer"], row["alpha"])
+        if row["metric"].startswith("fluency."):
+            values = source.completions.set_index(KEYS)[row["metric"].partition(".")[2]].astype(np.float32)
+        else:
+            values = source.scores.set_index(KEYS)[row["metric"]]
+        baseline = source.conditions.loc[source.conditions["kind"] == "baseline", "condition_id"].item()
+        arms = [values.loc[condition_id].sort_index().to_numpy()[:, None] for condition_id in (baseline, row["condition_id"])]
+        expected = paired_effects(*arms, n_bootstrap=300).iloc[0]
+        for column in ("n", "mean_diff", "d_z", "p_t", "p_permutation"):
+            assert row[column] == pytest.approx(expected[column], rel=1e-6, nan_ok=True)
+
+
+def test_specificity_compares_with_the_random_controls_of_the_same_setting() -> None:
+    """Guards against draws of another layer, alpha or emotion, and draws pooled over prompts."""
+    table, source = comparison().tables["specificity"], sources()[0]
+    sweep = responses(source)
+    row = table[(table["model"] == "model-a") & (table["emotion"] == "anger") & (table["layer"] == 2) & (table["alpha"] == 2.0)]
+    row = row[row["metric"] == "goemotions.joy"].iloc[0]
+    same = source.conditions[(source.conditions["emotion"] == "anger") & (source.conditions["layer"] == 2) & (source.conditions["alpha"] == 2.0)]
+    own, draws = (same[same["kind"] == kind]["condition_id"] for kind in ("emotion", "random"))
+    metric = sweep.metric("goemotions.joy")
+    pick = [sweep.change[[sweep.position(i) for i in ids]][:, :, [metric]] for ids in (own, draws)]
+    expected = specific_effects(pick[0][0], pick[1]).iloc[0]
+    for column in expected.index:
+        assert row[column] == pytest.approx(expected[column], rel=1e-5)
+    assert row["n_draws"] == 20
+
+
+@pytest.mark.parametrize(("family", "groups"), [("comparison", []), ("model", ["model"]), ("metric, model", ["metric", "model"])])
+def test_families_are_explicit(family: str, groups: list[str]) -> None:
+    """Guards against corrections over one metric each, and a family size that is not the family's."""
+    table = compare_sweeps(sources(), family=family, n_bootstrap=2).tables["effect_sizes"]
+    parts = [part for _, part in table.groupby(groups)] if groups else [table]
+    for part in parts:
+        assert part["family"].nunique() == 1
+        assert (part["family_size"] == part["p_t"].notna().sum()).all()
+        assert part["p_bh"].to_numpy() == pytest.approx(corrected(part["p_t"], [0] * len(part))["p_bh"].to_numpy(), nan_ok=True)
+
+
+def test_the_planted_effect_is_found_and_no_other() -> None:
+    """Guards against a comparison that calls a model specific that does nothing, or misses one that does."""
+    table = comparison().tables["recommendations"].set_index(["model", "emotion"])
+    for emotion, target in TARGETS.items():
+        row = table.loc[("model-a", emotion)]
+        assert (row["reason"], row["layer"], row["alpha"], row["target"]) == ("specific", 3, 2.0, target)
+        assert row["low"] < 0.3 * np.tanh(2) / np.tanh(1) < row["high"]
+        assert row["p_random"] == row["smallest_p"] == 1 / 21
+        assert row["n_broken"] == 6 and row["candidates"] == 24
+        assert table.loc[("model-b", emotion), "reason"] != "specific"
+    found = comparison().metrics
+    assert found["gain.model-a.gratitude"] == pytest.approx(0.38, abs=0.1)
+    assert found["tests"] == comparison().tables["effect_sizes"]["p_t"].notna().sum()
+
+
+def test_conditions_that_break_the_text_are_not_recommended_however_strong() -> None:
+    """Guards against recommending noise: at alpha 4 the label is highest and the text repeats itself."""
+    table = comparison().tables["tradeoff"]
+    own = table[(table["model"] == "model-a") & (table["emotion"] == "gratitude") & (table["layer"] == 3)].set_index("alpha")
+    assert own.loc[4.0, "effect"] > own.loc[1.0, "effect"]
+    assert own["broken"].to_dict() == {-2.0: "", 1.0: "", 2.0: "", 4.0: "repeats"}
+    doses = comparison().tables["dose"]
+    breaks = doses[doses["model"] == "model-a"][["breaks_below", "breaks_above"]].drop_duplicates()
+    assert breaks["breaks_above"].tolist() == [4.0] and breaks["breaks_below"].isna().all()
+
+
+def test_the_front_holds_what_no_condition_dominates() -> None:
+    """Guards against a front of the worst, or one that holds dominated conditions."""
+    table = comparison().tables["tradeoff"]
+    own = table[(table["model"] == "model-a") & (table["emotion"] == "anger")]
+    goods = np.column_stack([own["gain"], -own["nll_rise"], -own["distinct_2_drop"]])
+    for i, on_front in enumerate(own["on_front"]):
+        dominated = ((goods >= goods[i]).all(axis=1) & (goods > goods[i]).any(axis=1)).any()
+        assert on_front == (not dominated)
+
+
+def test_selectivity_sets_the_target_against_the_other_labels() -> None:
+    """Guards against counting the target among the others, or other scorers' labels."""
+    table = comparison().tables["selectivity"]
+    row = table[(table["model"] == "model-a") & (table["emotion"] == "apology") & (table["layer"] == 3) & (table["alpha"] == 2.0)].iloc[0]
+    effects = comparison().tables["effect_sizes"]
+    changes = effects[effects["condition_id"] == row["condition_id"]]
+    changes = changes[changes["model"] == "model-a"].set_index("metric")["mean_diff"]
+    others = changes[[m for m in METRICS if m.startswith("goemotions.") and m != "goemotions.remorse"]]
+    assert row["others"] == len(others) == 3
+    assert row["selectivity"] == pytest.approx(changes["goemotions.remorse"] - others.mean(), rel=1e-5)
+    assert row["low"] < row["selectivity"] < row["high"] and row["target_rank"] == 1
+    assert row["strongest_other"] == others.abs().idxmax()
+
+
+def test_dose_has_the_baseline_at_zero() -> None:
+    """Guards against slopes through strengths alone, and a dose for alpha where nothing is added."""
+    table = comparison().tables["dose"]
+    row = table[(table["model"] == "model-a") & (table["emotion"] == "anger") & (table["layer"] == 3)]
+    row = row[row["metric"] == "goemotions.anger"].iloc[0]
+    assert row["alphas"] == "-2, 0, 1, 2, 4"
+    means = comparison().tables["effect_sizes"]
+    means = means[(means["model"] == "model-a") & (means["emotion"] == "anger") & (means["layer"] == 3) & (means["metric"] == "goemotions.anger")]
+    expected = np.polyfit([*means["alpha"], 0.0], [*means["mean_diff"], 0.0], 1)[0]
+    assert row["slope"] == pytest.approx(expected, rel=1e-4)
+    assert row["slope_low"] < row["slope"] < row["slope_high"] and 0.7 < row["spearman"] <= 1
+    clamped = as_source(synthetic_sweep("model-a", settings={"operation": "clamp"}))
+    assert compare_sweeps([clamped], n_bootstrap=2).tables["dose"]["alphas"].unique().tolist() == ["1, 2"]
+    single = as_source(synthetic_sweep("model-a", alphas=(1.0,)))
+    assert compare_sweeps([single], n_bootstrap=2).tables["dose"].empty
+
+
+def test_layers_are_matched_by_relative_depth() -> None:
+    """Guards against comparing layer 6 of 12 with layer 6 of 24."""
+    few, many = (responses(as_source(synthetic_sweep(m, n_layers=n, alphas=(1.0,)))) for m, n in (("a", 4), ("b", 8)))
+    for first, second, swap in ((few, many, False), (many, few, True)):
+        pairs = matched_conditions(first, second)
+        layers = [sweep.conditions.loc[pairs[side], "layer"].tolist() for sweep, side in ((first, "a"), (second, "b"))]
+        few_layers, many_layers = layers[::-1] if swap else layers
+        assert [2 * layer for layer in few_layers] == many_layers
+        assert len(pairs) == 3 * 4
+
+
+def test_contrasts_are_paired_differences_of_differences() -> None:
+    """Guards against contrasts of means over different prompts, and a sign that depends on which model has fewer layers."""
+    table = comparison().tables["model_contrasts"]
+    effects = comparison().tables["effect_sizes"].set_index(["model", "emotion", "layer", "alpha", "metric"])["mean_diff"]
+    for row in table.sample(10, random_state=1).to_dict("records"):
+        both = [effects[row[f"model_{s}"], row["emotion"], row[f"layer_{s}"], row["alpha"], row["metric"]] for s in "ab"]
+        assert row["difference"] == pytest.approx(both[0] - both[1], abs=1e-6)
+    reverse = compare_sweeps(sources()[::-1], n_bootstrap=2).tables["model_contrasts"]
+    keys = ["emotion", "alpha", "metric"]
+    mine = table.set_index([*keys, "layer_a", "layer_b"])["difference"].sort_index()
+    theirs = -reverse.set_index([*keys, "layer_b", "layer_a"])["difference"].sort_index()
+    assert mine.to_numpy() == pytest.approx(theirs.to_numpy(), abs=1e-6)
+
+
+def test_the_summary_over_models_knows_that_they_differ() -> None:
+    """Guards against a mean over models that hides that one of two does nothing."""
+    table = comparison().tables["model_summary"]
+    row = table[(table["emotion"] == "anger") & (table["alpha"] == 2.0) & (table["depth"] == 0.5) & (table["metric"] == "goemotions.anger")].iloc[0]
+    assert row["k"] == 2 and row["i2"] > 0.9 and row["p_heterogeneity"] < 1e-6
+    assert row["layers"] == "model-a: 3, model-b: 4"
+
+
+def test_two_sweeps_of_one_model_are_told_apart_and_not_summarised() -> None:
+    """Guards against one label for two sweeps, whose rows then mix, and a summary over models of one model."""
+    both = [as_source(synthetic_sweep("model-a", scope=scope)) for scope in ("generated", "window")]
+    found = compare_sweeps(both, n_bootstrap=2)
+    assert [source.label for source in found.sources] == ["model-a (scope generated)", "model-a (scope window)"]
+    assert found.tables["model_summary"].empty
+    assert len(found.tables["model_contrasts"]) == 3 * 6 * 2 * (len(METRICS) + 2)
+    assert any(note.code == "settings_differ" and note.values["name"] == "scope" for note in found.notes)
+    twins = [replace(as_source(synthetic_sweep("model-a")), run_id=str(i) * 32) for i in (1, 2)]
+    assert len({source.label for source in compare_sweeps(twins, n_bootstrap=2).sources}) == 2
+
+
+def test_several_windows_and_samples_are_kept_apart_and_together() -> None:
+    """Guards against windows that overwrite each other, and samples that count as prompts."""
+    sampled = compare_sweeps([as_source(synthetic_sweep("model-a", samples=3, n_prompts=7))], n_bootstrap=2)
+    assert sampled.tables["effect_sizes"]["n"].max() == 7
+    one = synthetic_sweep("model-a", scope="window", alphas=(1.0,), layers=(2, 3))
+    other = one.conditions.copy()
+    rename = {c: f"{c}w5" for c in other.loc[other["kind"] != "baseline", "condition_id"]}
+    other["condition_id"] = other["condition_id"].map(rename)
+    conditions = pd.concat([one.conditions, other.dropna(subset=["condition_id"]).assign(patch_window=5)], ignore_index=True)
+    double = {name: pd.concat([t, t[t["condition_id"].isin(rename)].replace({"condition_id": rename})]) for name, t in (("scores", one.scores), ("completions", one.completions))}
+    source = replace(as_source(one), conditions=conditions.astype({"patch_window": "Int64"}), **double)
+    found = compare_sweeps([source], n_bootstrap=2).tables
+    assert found["effect_sizes"].groupby("patch_window").size().tolist() == [54, 54]
+    assert (found["specificity"]["n_draws"] == 5).all()
+
+
+def test_failed_cells_drop_their_pair_and_are_reported() -> None:
+    """Guards against a failed cell that shifts the pairs after it, silently."""
+    source = sources()[0]
+    cell = source.completions[source.completions["condition_id"] == source.conditions["condition_id"].iloc[1]].index[2]
+    completions = source.completions.copy()
+    completions["failure"] = completions["failure"].astype(object)
+    completions.loc[cell, "failure"] = "overflow"
+    key = completions.loc[cell, KEYS]
+    scores = source.scores[~(source.scores[KEYS] == key).all(axis=1)]
+    found = compare_sweeps([replace(source, completions=completions, scores=scores)], n_bootstrap=2)
+    rows = found.tables["effect_sizes"]
+    assert (rows.loc[rows["condition_id"] == key["condition_id"], "n"] == 11).all()
+    assert (rows.loc[rows["condition_id"] != key["condition_id"], "n"] == 12).all()
+    assert next(note for note in found.notes if note.code == "failed_cells").values["failed"] == 1
+
+
+def test_different_prompts_restrict_only_what_they_must_and_say_so() -> None:
+    """Guards against a silent intersection."""
+    short = as_source(synthetic_sweep("model-b", n_prompts=9))
+    found = compare_sweeps([sources()[0], short], n_bootstrap=2)
+    assert found.tables["effect_sizes"].groupby("model")["n"].max().to_dict() == {"model-a": 12, "model-b": 9}
+    assert found.tables["model_contrasts"]["n"].max() == 9
+    note = next(note for note in found.notes if note.code == "prompts_differ")
+    assert note.values == {"shared": 9, "counts": "model-a: 12, model-b: 9"}
+
+
+def test_without_random_controls_nothing_is_called_specific() -> None:
+    """Guards against specificity from no draws."""
+    found = compare_sweeps([as_source(synthetic_sweep("model-a", n_random=0))], n_bootstrap=2)
+    assert found.tables["specificity"][["p", "z", "p_bh", "specific"]].isna().all(axis=None)
+    assert (found.tables["recommendations"]["reason"] == "untested").all()
+    assert any(note.code == "no_random" for note in found.notes)
+
+
+def test_emotions_without_a_label_have_effects_but_no_recommendation() -> None:
+    """Guards against a crash for a user's own emotion names."""
+    found = compare_sweeps([as_source(synthetic_sweep("model-a", emotions=("pirate",)))], n_bootstrap=2)
+    assert found.tables["recommendations"]["reason"].tolist() == ["no_target"]
+    assert len(found.tables["effect_sizes"]) and found.tables["selectivity"].empty and found.tables["tradeoff"].empty
+
+
+def test_power_is_that_of_the_design() -> None:
+    """Guards against power from the observed effect alone, and the seed's columns missing."""
+    table = comparison().tables["power_requirements"]
+    plain = table[(table["model"] == "model-a") & (table["correction"] == "none")].set_index("target_effect_size")
+    assert plain["required_n_effective"].to_dict() == {0.2: 199, 0.3: 90, 0.5: 34} and (plain["n"] == 12).all()
+    family = table[table["correction"] == "bonferroni"]
+    assert (family["alpha"] == 0.05 / comparison().tables["effect_sizes"]["family_size"].iloc[0]).all()
+    per_test = comparison().tables["power_analysis"]
+    seed = "profile phase model_name emotion layer head head_spec alpha comparison metric_name paired n_baseline n_patched n_effective mean_baseline mean_patched std_baseline std_patched mean_diff cohen_d ci_lower ci_upper effect_size_ci_lower effect_size_ci_upper t_statistic p_value"
+    assert per_test.columns[:26].tolist() == seed.split() and "power" in per_test
+    assert per_test["power_d05"].nunique() == 1
+
+
+def test_k_selection_judges_overlap_against_random_subspaces() -> None:
+    """Guards against calling overlap what random subspaces of that dimension have too."""
+    rng = np.random.default_rng(0)
+    rows = [
+        {"model_a": "a", "model_b": "b", "emotion": "anger", "k": k, "layer_a": i, "layer_b": i, "null_mean": k / 64, "null_q95": k / 64 + 0.02,
+         "overlap": k / 64 + (0.3 if k == 2 else 0.05 * (k < 6)) + rng.normal(0, 0.01)}
+        for k in range(1, 9) for i in range(10)
+    ]  # fmt: skip
+    table = k_selection(pd.DataFrame(rows), n_bootstrap=300).set_index("k")
+    assert table.index[table["chosen"]].tolist() == [2]
+    assert table.loc[8, "low"] < 0 < table.loc[8, "high"] and table.loc[2, "share_above_null"] == 1
+    with pytest.raises(UserError, match="'overlap'"):
+        k_selection(pd.DataFrame(rows).drop(columns="overlap"))
+
+
+def refused(change: str) -> list[Source]:
+    """Sweeps that cannot be compared."""
+    first, second = sources()
+    if change == "none":
+        return []
+    if change == "twice":
+        return [first, first]
+    if change == "one prompt":
+        return [as_source(synthetic_sweep("model-a", n_prompts=1))]
+    if change == "only a baseline":
+        return [replace(first, conditions=first.conditions[first.conditions["kind"] == "baseline"])]
+    if change == "scorers":
+        return [first, replace(second, facts={**second.facts, "scorer_fingerprints": {"hub": "7" * 16}})]
+    if change == "score_prompt":
+        return [first, replace(second, config={**second.config, "score_prompt": True})]
+    prompts = second.prompts.assign(prompt_id=[f"other{i}" for i in range(len(second.prompts))])
+    return [first, replace(second, prompts=prompts)]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("none", "no sweep to compare"),
+        ("twice", "given 2 times"),
+        ("one prompt", "has 1 prompt.*at least 2"),
+        ("only a baseline", "no condition with a direction"),
+        ("scorers", "different scorers, embedded .* and hub"),
+        ("score_prompt", "score_prompt"),
+        ("prompts", "share no prompts"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused_in_one_line(change: str, words: str) -> None:
+    """Guards against a comparison of numbers that do not measure the same."""
+    with pytest.raises(UserError, match=words) as caught:
+        compare_sweeps(refused(change), n_bootstrap=2)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_family_is_refused() -> None:
+    """Guards against a misspelt family that silently becomes the whole comparison."""
+    with pytest.raises(UserError, match="'metrics' is not one of"):
+        compare_sweeps(sources(), family="metrics")
