@@ -17,11 +17,11 @@ from pathlib import Path
 
 import pandas as pd
 import torch
+from emo_mlflow.evaluators.export import Precision, export_scorer
 from tokenizers import Tokenizer
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast, RobertaConfig
 
 from emo_mlflow.cards import TOKENIZER, embedded_folder
-from emo_mlflow.evaluators.export import Precision, export_scorer
 from emo_mlflow.scorers import Scorers, load_scorers, n_threads
 
 BATCH = 32  # the first system's

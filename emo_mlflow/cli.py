@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
@@ -13,7 +14,9 @@ from emo_mlflow.config import PARAMETERS, PROFILES
 from emo_mlflow.errors import UserError
 
 STORE_OPTIONS = (
-    click.option("--tracking-uri", default=None, help="MLflow tracking store; default: MLFLOW_TRACKING_URI or ./mlflow.db."),
+    click.option(
+        "--tracking-uri", default=None, help="MLflow tracking store; default: MLFLOW_TRACKING_URI or ./mlflow.db."
+    ),
     click.option("--experiment", default=None, help="MLflow experiment; default: the active one."),
 )
 
@@ -60,7 +63,12 @@ def main() -> None:
 
 
 @main.command()
-@click.option("--profile", type=click.Choice(list(PROFILES)), default="smoke", help="Defaults that single options override.", show_default=True)
+@click.option(
+    "--profile",
+    default="smoke",
+    show_default=True,
+    help=f"Defaults that single options override: {', '.join(PROFILES)}.",
+)
 @sweep_options
 @store_options
 def sweep(profile: str, tracking_uri: str | None, experiment: str | None, **given: str | None) -> None:
@@ -70,4 +78,98 @@ def sweep(profile: str, tracking_uri: str | None, experiment: str | None, **give
     """
     from emo_mlflow.session import run_sweep_session
 
-    run_sweep_session(profile, given, tracking_uri, experiment, click.echo)
+    run_sweep_session(profile or "smoke", given, tracking_uri, experiment, click.echo)
+
+
+@main.command()
+@click.option("--runs", default="", help="Ids of sweeps (and alignments), separated by commas; default: by experiment.")
+@click.option(
+    "--from-experiment", default="", help="Take the newest finished sweep of each model there; default: --experiment."
+)
+@click.option("--filter", "filter_string", default="", help="A further MLflow filter on the sweeps to take.")
+@click.option(
+    "--family",
+    default="comparison",
+    show_default=True,
+    help="What a correction covers: comparison, or columns such as model,metric.",
+)
+@click.option("--language", default="en", show_default=True, help="Of the report: en or ja.")
+@click.option("--n-bootstrap", type=click.IntRange(100), default=2000, show_default=True)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@store_options
+def compare(
+    runs: str,
+    from_experiment: str,
+    filter_string: str,
+    family: str,
+    language: str,
+    n_bootstrap: int,
+    seed: int,
+    tracking_uri: str | None,
+    experiment: str | None,
+) -> None:
+    """Test the effects of finished sweeps: intervals, corrected p-values, specificity, dose, models against each other."""
+    from emo_mlflow.comparison_run import Request, run_comparison, split_ids
+
+    request = Request(
+        runs=split_ids(runs) if runs else (),
+        experiment=from_experiment or experiment,
+        filter=filter_string or None,
+        family=family,
+        language=language,
+        n_bootstrap=n_bootstrap,
+        seed=seed,
+    )
+    run_comparison(request, tracking_uri, experiment, click.echo)
+
+
+@main.command("export-legacy")
+@click.option("--run-id", required=True, help="A finished sweep.")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True, help="Folder to write into.")
+@click.option("--tracking-uri", default=None, help="MLflow tracking store.")
+def export_legacy_command(run_id: str, out: Path, tracking_uri: str | None) -> None:
+    """Write a sweep in the pickle structure of the first system, for people who have code for it."""
+    from emo_mlflow.legacy import export_legacy
+    from emo_mlflow.sweeps import load_sweep
+
+    for path in export_legacy(load_sweep(run_id, tracking_uri), out):
+        click.echo(path)
+
+
+@main.command("train-scorer")
+@click.option(
+    "--data",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    required=True,
+    help="Folder with the corpora.",
+)
+@click.option(
+    "--out", type=click.Path(file_okay=False, path_type=Path), required=True, help="Folder to write the scorer into."
+)
+@click.option("--epochs", type=click.IntRange(1), default=3, show_default=True)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option(
+    "--cross-validate/--no-cross-validate",
+    default=True,
+    show_default=True,
+    help="Measure politeness on held-out folds.",
+)
+def train_scorer_command(data: Path, out: Path, epochs: int, seed: int, cross_validate: bool) -> None:
+    """Train the embedded scorer: sentiment, politeness and the 28 GoEmotions on one small encoder, as one int8 ONNX graph."""
+    from emo_mlflow.evaluators.embedded_scorer import train_scorer
+
+    card = train_scorer(data, out, epochs, seed, cross_validate)
+    click.echo(f"Wrote {card.name} to {out}")
+
+
+@main.command("export")
+@click.option(
+    "--scorer", required=True, help="A card's name or file, a hub id, or a folder with a sequence classifier."
+)
+@click.option("--precision", type=click.Choice(["float32", "int8"]), default="int8", show_default=True)
+@click.option("--optimize", is_flag=True, help="Let ONNX Runtime optimise the graph first.")
+def export_command(scorer: str, precision: Any, optimize: bool) -> None:
+    """Export a classifier to ONNX, checked against PyTorch, into the cache that sweeps read from."""
+    from emo_mlflow.evaluators.export import export_scorer
+
+    click.echo(export_scorer(scorer, precision, optimize))

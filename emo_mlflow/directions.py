@@ -3,22 +3,37 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from emo_mlflow.activations import Aggregation, text_means
 from emo_mlflow.errors import UserError
 from emo_mlflow.layers import BlockStack
 from emo_mlflow.packing import Tokens
+from emo_mlflow.readout import Floats, contrasts, judge, mean_difference, method_named
+from emo_mlflow.subspaces import check_components, fit_subspaces
 from emo_mlflow.types import Direction, FloatArray, Prompt, Site, digest
 
+__all__ = [
+    "Fit",
+    "check_directions",
+    "choose_direction",
+    "fit_directions",
+    "load_directions",
+    "norms_from_metadata",
+    "parse_direction",
+    "random_control",
+    "save_directions",
+    "text_means",
+]
+
 BASIS = ".basis"
-FIT_BATCH = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +44,7 @@ class Fit:
         directions: by emotion.
         residual_norms: float32 [n_layers], the mean norm of the residual stream at the site, over texts and their tokens.
         accuracy: by emotion, float32 [n_layers]: how well the projection on the direction tells the emotion's texts from the
-            reference's when each text is judged by a direction and a threshold fitted without its half of the texts.
+            reference's when each text is judged by a direction and a threshold fitted without its fold of the texts.
     """
 
     directions: dict[str, Direction]
@@ -37,101 +52,87 @@ class Fit:
     accuracy: dict[str, FloatArray] = field(default_factory=dict)
 
 
-@torch.inference_mode()
-def text_means(stack: BlockStack, texts: Sequence[Tokens], site: Site) -> tuple[FloatArray, FloatArray]:
-    """Each text's mean residual stream over its own tokens, and the mean norm of these tokens' streams.
+def parse_direction(text: str) -> tuple[str, int | None]:
+    """Reads `mean_diff`, `pc1`, `lda`, `logistic` or `subspace:K` as a method's name and, for a subspace, its rank.
 
-    The first position is left out: it is the document-start token, an attention sink whose norm is tens of times the others'.
-    Texts of one length run together, so there is no padding to be averaged.
+    Raises:
+        UserError: if it is none of these.
+    """
+    name, colon, rank = text.partition(":")
+    if name == "subspace" and re.fullmatch(r"[1-9]\d{0,3}", rank):
+        return name, int(rank)
+    if colon or name == "subspace":
+        raise UserError(f"direction {text!r} is not known: a subspace is given with its rank, as in subspace:3")
+    method_named(name)
+    return name, None
+
+
+def choose_direction(
+    choice: str, means: FloatArray, labels: Sequence[str], reference: str | None, site: Site
+) -> dict[str, Direction]:
+    """Directions of every emotion at every layer, as `choice` says.
+
+    All but the mean difference itself are scaled to its norm, and turned so that the emotion's texts project higher: methods differ
+    in where they point and not in dose. A subspace keeps the mean difference, whose coordinates in it are what is injected.
 
     Args:
-        texts: token ids, the document-start token first; each has at least two.
+        choice: `mean_diff`, `pc1` (`pc2`, ...), `lda`, `logistic` or `subspace:K`.
+        means: float32 [n_texts, n_layers, d_model].
 
-    Returns:
-        float32 [n_texts, n_layers, d_model] and float32 [n_texts, n_layers].
+    Raises:
+        UserError: for an unknown choice, more components than texts, or an emotion with fewer than two texts.
     """
-    means = np.zeros((len(texts), stack.n_layers, stack.d_model), np.float32)
-    norms = np.zeros((len(texts), stack.n_layers), np.float32)
-    by_length: dict[int, list[int]] = {}
-    for i, tokens in enumerate(texts):
-        by_length.setdefault(len(tokens), []).append(i)
-    offset = 1 if site == "resid_post" else 0
-    for members in by_length.values():
-        for start in range(0, len(members), FIT_BATCH):
-            batch = members[start : start + FIT_BATCH]
-            tokens = torch.tensor([texts[i] for i in batch], dtype=torch.long, device=stack.device)
-            for boundary, hidden in enumerate(stack.boundaries(tokens)):
-                layer = boundary - offset
-                if 0 <= layer < stack.n_layers:
-                    own = hidden[:, 1:].float()
-                    means[batch, layer] = own.mean(dim=1).cpu().numpy()
-                    norms[batch, layer] = own.norm(dim=-1).mean(dim=1).cpu().numpy()
-    return means, norms
-
-
-def mean_differences(means: FloatArray, labels: Sequence[str], reference: str | None) -> dict[str, FloatArray]:
-    """Per emotion, the mean over its texts minus the mean over the reference's, float32 [n_layers, d_model].
-
-    Without a reference emotion, the reference is all other emotions' texts together.
-    """
-    names = np.array(labels)
-    found = {}
-    for emotion in dict.fromkeys(labels):
-        if emotion == reference:
-            continue
-        others = names == reference if reference is not None else names != emotion
-        difference = means[names == emotion].mean(axis=0, dtype=np.float64) - means[others].mean(axis=0, dtype=np.float64)
-        found[emotion] = difference.astype(np.float32)
+    name, rank = parse_direction(choice)
+    component = rank or (int(name[2:]) if name.startswith("pc") else 1)
+    check_components(component, labels, reference, means.shape[2])
+    bases = fit_subspaces(means, labels, reference, rank).bases if rank else {}
+    method = mean_difference if rank else method_named(name)
+    found: dict[str, Direction] = {}
+    for emotion, used, positive in contrasts(labels, reference):
+        layers = [means[used, layer].astype(np.float64) for layer in range(means.shape[1])]
+        vectors = np.stack([_like_difference(method(x, positive), mean_difference(x, positive)) for x in layers])
+        found[emotion] = Direction(emotion, site, vectors.astype(np.float32), bases.get(emotion))
     return found
 
 
-def held_out_accuracy(means: FloatArray, labels: Sequence[str], reference: str | None) -> dict[str, FloatArray]:
-    """Balanced accuracy of the direction as a linear read-out, by two-fold cross-fitting, float32 [n_layers] per emotion.
-
-    A text is called the emotion's if its projection is past the midpoint between the two means of the other fold.
-    """
-    names = np.array(labels)
-    fold = np.zeros(len(names), int)
-    for name in set(labels):
-        members = np.flatnonzero(names == name)
-        fold[members] = np.arange(len(members)) % 2
-    found = {}
-    for emotion in dict.fromkeys(labels):
-        if emotion == reference:
-            continue
-        positive = names == emotion
-        negative = names == reference if reference is not None else ~positive
-        correct = np.zeros((len(names), means.shape[1]), bool)
-        for held in (0, 1):
-            rest, here = fold != held, fold == held
-            high, low = means[positive & rest].mean(axis=0), means[negative & rest].mean(axis=0)
-            projection = np.einsum("tld,ld->tl", means[here], high - low)
-            threshold = ((high + low) / 2 * (high - low)).sum(axis=-1)
-            correct[here] = (projection > threshold) == positive[here][:, None]
-        found[emotion] = ((correct[positive].mean(axis=0) + correct[negative].mean(axis=0)) / 2).astype(np.float32)
-    return found
+def _like_difference(vector: Floats, difference: Floats) -> Floats:
+    norm = float(np.linalg.norm(vector))
+    sign = -1.0 if vector @ difference < 0 else 1.0
+    return vector * (sign * float(np.linalg.norm(difference)) / norm) if norm else vector
 
 
 def fit_directions(
-    stack: BlockStack, prompts: Sequence[Prompt], tokens: Sequence[Tokens], site: Site, reference: str | None
+    stack: BlockStack,
+    prompts: Sequence[Prompt],
+    tokens: Sequence[Tokens],
+    site: Site,
+    reference: str | None,
+    direction: str = "mean_diff",
+    aggregation: Aggregation = "mean",
 ) -> Fit:
-    """Mean-difference directions of every emotion among `prompts`, at every layer.
+    """Directions of every emotion among `prompts`, at every layer, and how well they read held-out texts.
 
     Args:
         tokens: of each prompt, the document-start token first.
+        direction: as in `choose_direction`.
 
     Raises:
-        UserError: if a text has no token of its own.
+        UserError: if a text has no token of its own, or `direction` asks for what the texts cannot give.
     """
     for prompt, ids in zip(prompts, tokens, strict=True):
         if len(ids) < 2:
-            raise UserError(f"the text {prompt.text!r} is too short to fit a direction on: it has no token after the first")
-    means, norms = text_means(stack, tokens, site)
+            raise UserError(
+                f"the text {prompt.text!r} is too short to fit a direction on: it has no token after the first"
+            )
+    means, norms = text_means(stack, tokens, site, aggregation)
     labels = [prompt.emotion for prompt in prompts]
-    directions = {
-        emotion: Direction(emotion, site, vectors) for emotion, vectors in mean_differences(means, labels, reference).items()
-    }
-    return Fit(directions, norms.mean(axis=0), held_out_accuracy(means, labels, reference))
+    name, rank = parse_direction(direction)
+    judged = judge(means, labels, reference, ["mean_diff" if rank else name])
+    return Fit(
+        choose_direction(direction, means, labels, reference, site),
+        norms.mean(axis=0),
+        {emotion: rows["accuracy"].to_numpy(np.float32) for emotion, rows in judged.groupby("emotion", sort=False)},
+    )
 
 
 def random_control(

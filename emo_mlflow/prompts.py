@@ -77,11 +77,15 @@ def load_prompts(
     names = tuple(dict.fromkeys(prompt.emotion for prompt in prompts))
     reference = REFERENCE if REFERENCE in names else None
     chosen = _chosen(names, emotions, source)
-    fit = tuple(p for p in prompts if p.role == "fit" and (p.emotion in chosen or p.emotion == reference or reference is None))
+    fit = tuple(
+        p for p in prompts if p.role == "fit" and (p.emotion in chosen or p.emotion == reference or reference is None)
+    )
     _check_fit(fit, (*chosen, *([reference] if reference else [])), source)
     test = [p for p in prompts if p.role == "test" and p.emotion == (reference or p.emotion)]
     if not test:
-        raise UserError(f"{source} has no {reference or ''} texts to test on: give some the role test, or leave the roles out")
+        raise UserError(
+            f"{source} has no {reference or ''} texts to test on: give some the role test, or leave the roles out"
+        )
     random.Random(f"test prompts {seed}").shuffle(test)
     return PromptSet(fit, tuple(test[:max_samples]), chosen, reference, source, split, len(rows) - len(distinct))
 
@@ -123,10 +127,14 @@ def _with_roles(rows: Sequence[_Row], seed: int, source: str) -> tuple[list[Prom
 def _chosen(names: Sequence[str], emotions: Sequence[str] | None, source: str) -> tuple[str, ...]:
     there = tuple(name for name in names if name != REFERENCE)
     if len(names) < 2:
-        raise UserError(f"{source} has one emotion only ({names[0]}): a direction needs texts to differ from, such as {REFERENCE} ones")
+        raise UserError(
+            f"{source} has one emotion only ({names[0]}): a direction needs texts to differ from, such as {REFERENCE} ones"
+        )
     for name in emotions or ():
         if name == REFERENCE:
-            raise UserError(f"emotions: {REFERENCE} is what directions are measured against; choose among {', '.join(there)}")
+            raise UserError(
+                f"emotions: {REFERENCE} is what directions are measured against; choose among {', '.join(there)}"
+            )
         if name not in there:
             raise UserError(f"emotions: {source} has no {name!r}; choose among {', '.join(there)}")
     return tuple(emotions) if emotions else there
@@ -136,7 +144,9 @@ def _check_fit(fit: Sequence[Prompt], needed: Sequence[str], source: str) -> Non
     counts = Counter(prompt.emotion for prompt in fit)
     for name in needed:
         if counts[name] < 2:
-            raise UserError(f"{source} has {counts[name]} text(s) of {name!r} to fit a direction on: at least 2 are needed")
+            raise UserError(
+                f"{source} has {counts[name]} text(s) of {name!r} to fit a direction on: at least 2 are needed"
+            )
 
 
 def _read(path: Path) -> list[_Row]:
@@ -147,7 +157,9 @@ def _read(path: Path) -> list[_Row]:
     table = _read_table(path)
     for column in ("text", "emotion"):
         if column not in table.columns:
-            raise UserError(f"{path.name} has no column {column!r}; it has {', '.join(map(str, table.columns)) or 'none'}")
+            raise UserError(
+                f"{path.name} has no column {column!r}; it has {', '.join(map(str, table.columns)) or 'none'}"
+            )
     if table.empty:
         raise UserError(f"{path.name} has no rows")
     roles = table["role"] if "role" in table.columns else [None] * len(table)
@@ -186,9 +198,13 @@ def _json_lines(path: Path) -> list[dict[str, object]]:
 
 def _checked(name: str, number: int, text: object, emotion: object, role: object) -> _Row:
     if not isinstance(text, str) or not text.strip():
-        raise UserError(f"{name}, row {number}: the text is {'empty' if isinstance(text, str) else f'not a string: {text!r}'}")
+        raise UserError(
+            f"{name}, row {number}: the text is {'empty' if isinstance(text, str) else f'not a string: {text!r}'}"
+        )
     if not isinstance(emotion, str) or not re.fullmatch(r"[\w.\- ]*\w[\w.\- ]*", emotion):
-        raise UserError(f"{name}, row {number}: emotion {emotion!r} is not a name of letters, digits, spaces, dots and hyphens")
+        raise UserError(
+            f"{name}, row {number}: emotion {emotion!r} is not a name of letters, digits, spaces, dots and hyphens"
+        )
     if role in (None, "") or role != role:  # an absent role is NaN in parquet
         return text.strip(), emotion.strip(), None
     if role not in ("fit", "test"):

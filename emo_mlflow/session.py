@@ -97,7 +97,9 @@ def _sweep(
             for line in (f"Run        {tracked.run_id}", *estimate(plan).lines()):
                 say(line)
             spool = Spool(spool_folder(tracked.run_id))
-            spool.begin({"work": work_hash(replace(plan.config, resume="none")), "profile": profile, "given": dict(given)})
+            spool.begin(
+                {"work": work_hash(replace(plan.config, resume="none")), "profile": profile, "given": dict(given)}
+            )
             done = [_completion(record) for record in spool.read()]
             with tqdm(total=plan.n_cells, unit="cell", disable=None, file=sys.stderr) as bar:
 

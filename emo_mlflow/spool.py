@@ -31,7 +31,9 @@ class Spool:
         if self.path.exists():
             found = self.header()
             if found["work"] != header["work"]:
-                raise UserError(f"{self.path} holds cells of a sweep with other settings: resume that run, or start a new one")
+                raise UserError(
+                    f"{self.path} holds cells of a sweep with other settings: resume that run, or start a new one"
+                )
             return
         self._write(header)
 
@@ -59,7 +61,9 @@ class Spool:
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
-            raise UserError(f"cannot write {self.path}: {error.strerror}; what was finished before is kept: free some space, then resume") from None
+            raise UserError(
+                f"cannot write {self.path}: {error.strerror}; what was finished before is kept: free some space, then resume"
+            ) from None
 
     def _lines(self) -> list[Any]:
         if not self.path.exists():

@@ -243,7 +243,10 @@ def run(
         work.add(pack)
         tokens += sum(completion.n_tokens for completion in pack)
         seconds = time.monotonic() - start
-        speed = {"tokens_per_second": tokens / seconds, "cells_per_second": (len(work.completions) - len(done)) / seconds}
+        speed = {
+            "tokens_per_second": tokens / seconds,
+            "cells_per_second": (len(work.completions) - len(done)) / seconds,
+        }
         on_progress(len(work.completions), plan.n_cells, speed)
     generated = time.monotonic()
     scores = work.scores()
@@ -256,7 +259,16 @@ def run(
         "failed_cells": float(sum(completion.failure is not None for completion in work.completions)),
         "hygiene.max_logit_change": float((probe_logits(plan) - before).abs().max()),
     }
-    return assemble(plan.config, _facts(plan), plan.inputs.prompts, plan.fit.directions, plan.conditions, work.completions, scores, metrics)
+    return assemble(
+        plan.config,
+        _facts(plan),
+        plan.inputs.prompts,
+        plan.fit.directions,
+        plan.conditions,
+        work.completions,
+        scores,
+        metrics,
+    )
 
 
 def _facts(plan: Plan) -> dict[str, object]:

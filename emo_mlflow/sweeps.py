@@ -38,7 +38,9 @@ class Sweep:
     def _fetch(self, name: str) -> Path:
         try:
             return Path(
-                mlflow.artifacts.download_artifacts(run_id=self.run_id, artifact_path=name, tracking_uri=self._tracking_uri)
+                mlflow.artifacts.download_artifacts(
+                    run_id=self.run_id, artifact_path=name, tracking_uri=self._tracking_uri
+                )
             )
         except (MlflowException, OSError) as error:
             raise UserError(f"run {self.run_id} has no artifact {name}: {str(error).splitlines()[0]}") from None
@@ -105,7 +107,9 @@ def load_sweep(run_id: str, tracking_uri: str | None = None) -> Sweep:
     if kind != "sweep":
         raise UserError(f"run {run_id} ({run.info.run_name}) is no sweep but {kind or 'a run of something else'}")
     if run.info.lifecycle_stage == "deleted":
-        raise UserError(f"run {run_id} ({run.info.run_name}) was deleted: restore it with `mlflow runs restore --run-id {run_id}`")
+        raise UserError(
+            f"run {run_id} ({run.info.run_name}) was deleted: restore it with `mlflow runs restore --run-id {run_id}`"
+        )
     if run.info.status != "FINISHED":
         raise UserError(
             f"run {run_id} ({run.info.run_name}) is {run.info.status}: go on with `emo-mlflow sweep --resume {run_id}`"
@@ -143,7 +147,9 @@ def find_sweeps(
     token: str | None = None
     while True:
         try:
-            page = client.search_runs(ids, " and ".join(parts), order_by=["attributes.start_time DESC"], page_token=token)
+            page = client.search_runs(
+                ids, " and ".join(parts), order_by=["attributes.start_time DESC"], page_token=token
+            )
         except MlflowException as error:
             raise UserError(f"cannot search with filter {filter!r}: {str(error).splitlines()[0]}") from None
         rows += [_summary(run) for run in page]
@@ -158,5 +164,12 @@ _COLUMNS = ("run_id", "model", "profile", "start_time", "status", "experiment_id
 def _summary(run: Run) -> dict[str, Any]:
     tags = run.data.tags
     start = pd.to_datetime(run.info.start_time, unit="ms", utc=True)
-    values = (run.info.run_id, tags.get("emo.model"), tags.get("emo.profile"), start, run.info.status, run.info.experiment_id)
+    values = (
+        run.info.run_id,
+        tags.get("emo.model"),
+        tags.get("emo.profile"),
+        start,
+        run.info.status,
+        run.info.experiment_id,
+    )
     return dict(zip(_COLUMNS, values, strict=True))

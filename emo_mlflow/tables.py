@@ -71,9 +71,7 @@ def condition_table(conditions: Sequence[Condition], completions: Sequence[Compl
 
 def completion_table(completions: Sequence[Completion]) -> pd.DataFrame:
     """A row per cell: KEYS, completion, n_tokens, nll, distinct_2, failure."""
-    rows = [
-        (*_key(c), c.completion, c.n_tokens, c.nll, c.distinct_2, c.failure) for c in completions
-    ]
+    rows = [(*_key(c), c.completion, c.n_tokens, c.nll, c.distinct_2, c.failure) for c in completions]
     return pd.DataFrame(rows, columns=[*KEYS, "completion", "n_tokens", "nll", "distinct_2", "failure"])
 
 
@@ -86,7 +84,11 @@ def in_order(table: pd.DataFrame, conditions: Sequence[Condition], prompts: Sequ
     by_condition = {condition.condition_id: i for i, condition in enumerate(conditions)}
     by_prompt = {prompt.prompt_id: i for i, prompt in enumerate(prompts)}
     order = np.lexsort(
-        (table["sample"], table["prompt_id"].map(by_prompt).astype(int), table["condition_id"].map(by_condition).astype(int))
+        (
+            table["sample"],
+            table["prompt_id"].map(by_prompt).astype(int),
+            table["condition_id"].map(by_condition).astype(int),
+        )
     )
     return table.iloc[order].reset_index(drop=True)
 

@@ -18,10 +18,10 @@ import numpy as np
 import pandas as pd
 from mlflow import MlflowClient, get_tracking_uri
 from mlflow.artifacts import download_artifacts
-from mlflow.entities import Metric, Param, RunTag
+from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException
 from mlflow.tracking.context.registry import resolve_tags
-from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_ARTIFACTS, MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME
+from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_ARTIFACTS, MLFLOW_PARENT_RUN_ID
 
 from emo_mlflow import __version__
 from emo_mlflow.directions import save_directions
@@ -34,8 +34,24 @@ KIND, VERSION, FAILURE, CONDITION = "emo.kind", "emo.version", "emo.failure", "e
 CHILD_LIMIT = 200
 BATCH = 1000
 PROGRESS_SECONDS = 5.0
-CONDITION_PARAMS = ("emotion", "layer", "alpha", "scope", "patch_window")
-SWEEP_PARAMS = ("profile", "alpha_unit", "alpha_schedule", "site", "operation", "prepend_bos", "sequence_length", "max_samples", "samples_per_prompt", "temperature", "num_random", "dtype", "seed")
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # two lines per child run otherwise
+SETTING = ("emotion", "layer", "alpha", "patch_window")
+SWEEP_PARAMS = (
+    "model",
+    "profile",
+    "alpha_unit",
+    "alpha_schedule",
+    "site",
+    "operation",
+    "prepend_bos",
+    "sequence_length",
+    "max_samples",
+    "samples_per_prompt",
+    "temperature",
+    "num_random",
+    "dtype",
+    "seed",
+)
 
 
 def effect_name(emotion: str, metric: str, alpha: float, window: int | None, n_alphas: int, n_windows: int) -> str:
@@ -109,7 +125,12 @@ class SweepRun:
 
     @classmethod
     def open(
-        cls, config: SweepConfig, *, tracking_uri: str | None = None, experiment: str | None = None, run_id: str | None = None
+        cls,
+        config: SweepConfig,
+        *,
+        tracking_uri: str | None = None,
+        experiment: str | None = None,
+        run_id: str | None = None,
     ) -> SweepRun:
         """Opens the run to resume, or the one that `mlflow run` made, or a new one."""
         client = MlflowClient(tracking_uri)
@@ -117,7 +138,9 @@ class SweepRun:
         run_id = run_id or os.environ.get("MLFLOW_RUN_ID")
         if run_id is None:
             experiment_id = _experiment_id(client, experiment)
-            run_id = client.create_run(experiment_id, tags={**resolve_tags(), **tags}, run_name=f"sweep {config.model}").info.run_id
+            run_id = client.create_run(
+                experiment_id, tags={**resolve_tags(), **tags}, run_name=f"sweep {config.model}"
+            ).info.run_id
         else:
             client.update_run(run_id, status="RUNNING")
             for key, value in tags.items():
@@ -127,12 +150,16 @@ class SweepRun:
     def __enter__(self) -> SweepRun:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if error is None:
             self.client.set_terminated(self.run_id, "FINISHED")
             return
         stopped = isinstance(error, KeyboardInterrupt)
-        self.client.set_tag(self.run_id, FAILURE, "interrupted" if stopped else f"{type(error).__name__}: {error}"[:5000])
+        self.client.set_tag(
+            self.run_id, FAILURE, "interrupted" if stopped else f"{type(error).__name__}: {error}"[:5000]
+        )
         self.client.set_terminated(self.run_id, "KILLED" if stopped else "FAILED")
 
     def progress(self, done: int, total: int, figures: Mapping[str, float]) -> None:
@@ -142,7 +169,9 @@ class SweepRun:
             return
         self._last_progress = now
         try:
-            self._log_metrics(self.run_id, {"progress.cells": float(done), **{f"progress.{k}": v for k, v in figures.items()}}, done)
+            self._log_metrics(
+                self.run_id, {"progress.cells": float(done), **{f"progress.{k}": v for k, v in figures.items()}}, done
+            )
         except MlflowException:
             return
 
@@ -157,7 +186,9 @@ class SweepRun:
         with tempfile.TemporaryDirectory() as folder:
             write_artifacts(result, Path(folder))
             self.client.log_artifacts(self.run_id, folder)
-        self.client.set_tag(self.run_id, MLFLOW_LOGGED_ARTIFACTS, json.dumps([{"path": "examples.json", "type": "table"}]))
+        self.client.set_tag(
+            self.run_id, MLFLOW_LOGGED_ARTIFACTS, json.dumps([{"path": "examples.json", "type": "table"}])
+        )
 
     def hints(self) -> list[str]:
         """Where to look next."""
@@ -179,60 +210,68 @@ class SweepRun:
             self.client.log_batch(run_id, metrics=metrics[i : i + BATCH])
 
     def _log_children(self, result: SweepResult, effects: pd.DataFrame) -> None:
+        """A child per emotion condition that has none yet, so that logging again after a failure adds only what is missing."""
         wanted = result.conditions[result.conditions["kind"] == "emotion"]
         if result.config.child_runs == "none":
             return
         if result.config.child_runs == "auto" and len(wanted) > CHILD_LIMIT:
-            self.client.set_tag(
-                self.run_id, "emo.children", f"none: {len(wanted)} conditions are more than {CHILD_LIMIT}; child_runs=all logs them"
-            )
+            reason = f"none: {len(wanted)} conditions are more than {CHILD_LIMIT}; child_runs=all logs them"
+            self.client.set_tag(self.run_id, "emo.children", reason)
             return
-        run = self.client.get_run(self.run_id)
-        filter_string = f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{self.run_id}'"
-        there: set[str | None] = set()
-        token: str | None = None
-        while True:
-            page = self.client.search_runs([run.info.experiment_id], filter_string, max_results=1000, page_token=token)
-            there |= {child.data.tags.get(CONDITION) for child in page if child.info.status == "FINISHED"}
-            token = page.token
-            if not token:
-                break
+        experiment_id = self.client.get_run(self.run_id).info.experiment_id
+        there = self._children(experiment_id)
         by_condition = dict(list(effects.groupby("condition_id")))
-        randoms = dict(list(effects[effects["kind"] == "random"].groupby(["emotion", "layer", "alpha", "patch_window"], dropna=False)))
-        shared = {name: _text(getattr(result.config, name)) for name in SWEEP_PARAMS} | {"model": result.config.model}
+        random_effects = effects[effects["kind"] == "random"]
+        randoms = {_setting(rows.iloc[0]): rows for _, rows in random_effects.groupby(list(SETTING), dropna=False)}
+        shared = {name: _text(getattr(result.config, name)) for name in SWEEP_PARAMS}
         for condition in wanted.to_dict("records"):
             if condition["condition_id"] in there:
                 continue
-            key = tuple(condition[name] for name in ("emotion", "layer", "alpha", "patch_window"))
-            values = list(child_metrics(by_condition[condition["condition_id"]], randoms.get(key)))
-            params = shared | {name: _text(condition[name]) for name in CONDITION_PARAMS if not pd.isna(condition[name])}
-            child = self.client.create_run(
-                run.info.experiment_id,
-                tags={**resolve_tags(), MLFLOW_PARENT_RUN_ID: self.run_id, KIND: "condition", CONDITION: condition["condition_id"]},
-                run_name=f"{condition['emotion']} layer {condition['layer']} alpha {condition['alpha']:g}",
-            ).info.run_id
-            self.client.log_batch(child, params=[Param(k, v) for k, v in params.items()])
+            name = f"{condition['emotion']} layer {condition['layer']} alpha {condition['alpha']:g}"
+            tags = {MLFLOW_PARENT_RUN_ID: self.run_id, KIND: "condition", CONDITION: condition["condition_id"]}
+            child = self.client.create_run(experiment_id, tags={**resolve_tags(), **tags}, run_name=name).info.run_id
+            params = shared | {key: _text(condition[key]) for key in (*SETTING, "scope") if not pd.isna(condition[key])}
+            self.client.log_batch(child, params=[Param(key, value) for key, value in params.items()])
+            values = list(child_metrics(by_condition[condition["condition_id"]], randoms.get(_setting(condition))))
             self._log_all(child, [*values, ("n_patched", float(condition["n_patched"]), 0)])
             self.client.set_terminated(child, "FINISHED")
+
+    def _children(self, experiment_id: str) -> set[str | None]:
+        """The condition ids of the finished children."""
+        found: set[str | None] = set()
+        token: str | None = None
+        while True:
+            page = self.client.search_runs(
+                [experiment_id], f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{self.run_id}'", max_results=1000, page_token=token
+            )
+            found |= {child.data.tags.get(CONDITION) for child in page if child.info.status == "FINISHED"}
+            token = page.token
+            if not token:
+                return found
+
+
+def _setting(condition: Mapping[Any, Any] | pd.Series) -> tuple[Any, ...]:
+    """What a condition shares with its random controls."""
+    return tuple(None if pd.isna(condition[name]) else condition[name] for name in SETTING)
 
 
 def parent_metrics(config: SweepConfig, effects: pd.DataFrame) -> Iterator[tuple[str, float, int]]:
     """(name, mean difference, layer) for every emotion condition and metric."""
-    windows = effects["patch_window"].nunique()
-    for row in effects[effects["kind"] == "emotion"].itertuples():
-        window = None if pd.isna(row.patch_window) else int(row.patch_window)
-        yield effect_name(row.emotion, row.metric, row.alpha, window, len(config.alphas), windows), row.mean_diff, int(row.layer)
+    n_windows = effects["patch_window"].nunique()
+    for row in effects[effects["kind"] == "emotion"].to_dict("records"):
+        window = None if pd.isna(row["patch_window"]) else int(row["patch_window"])
+        name = effect_name(row["emotion"], row["metric"], row["alpha"], window, len(config.alphas), n_windows)
+        yield name, row["mean_diff"], int(row["layer"])
 
 
 def child_metrics(effects: pd.DataFrame, randoms: pd.DataFrame | None) -> Iterator[tuple[str, float, int]]:
     """A condition's metrics: `mean.*`, `diff.*` and `d_z.*`, and its random controls' differences as steps of `random.*`."""
-    for row in effects.itertuples():
-        yield f"mean.{row.metric}", row.mean_patched, 0
-        yield f"diff.{row.metric}", row.mean_diff, 0
-        yield f"d_z.{row.metric}", row.d_z, 0
-    if randoms is not None:
-        for row in randoms.itertuples():
-            yield f"random.{row.metric}", row.mean_diff, int(row.draw)
+    for row in effects.to_dict("records"):
+        yield f"mean.{row['metric']}", row["mean_patched"], 0
+        yield f"diff.{row['metric']}", row["mean_diff"], 0
+        yield f"d_z.{row['metric']}", row["d_z"], 0
+    for row in [] if randoms is None else randoms.to_dict("records"):
+        yield f"random.{row['metric']}", row["mean_diff"], int(row["draw"])
 
 
 def _text(value: Any) -> str:

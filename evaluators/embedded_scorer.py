@@ -15,10 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.special import expit, log_softmax
-
-from emo_mlflow.cards import CARD, GRAPH, TOKENIZER, Card, Head, dump_card, sha256
-from emo_mlflow.errors import UserError
 from emo_mlflow.evaluators.data import POLITENESS, SENTIMENTS, Corpora, load_corpora
 from emo_mlflow.evaluators.graph import quantize, write_graph
 from emo_mlflow.evaluators.measures import (
@@ -32,6 +28,10 @@ from emo_mlflow.evaluators.measures import (
 )
 from emo_mlflow.evaluators.network import EmotionNetwork
 from emo_mlflow.evaluators.training import Recipe, load_tokenizer, predict, train
+from scipy.special import expit, log_softmax
+
+from emo_mlflow.cards import CARD, GRAPH, TOKENIZER, Card, Head, dump_card, sha256
+from emo_mlflow.errors import UserError
 from emo_mlflow.scorers import load_scorers
 from emo_mlflow.types import FloatArray
 

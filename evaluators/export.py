@@ -9,17 +9,16 @@ import random
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
-from importlib.metadata import version
-from importlib.util import find_spec
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from emo_mlflow.evaluators.checkpoint import Checkpoint, find_checkpoint
 from filelock import FileLock
 
 from emo_mlflow.cards import CARD, GRAPH, TOKENIZER, Card, cache_folder, dump_card, sha256
 from emo_mlflow.errors import UserError
-from emo_mlflow.evaluators.checkpoint import Checkpoint, find_checkpoint
 from emo_mlflow.scorers import load_scorers
 from emo_mlflow.types import FloatArray, digest
 
@@ -27,7 +26,7 @@ log = logging.getLogger(__name__)
 
 Precision = Literal["float32", "int8"]
 LARGEST_DIFFERENCE = 1e-4
-_VERSIONED = ("optimum", "optimum-onnx", "onnx", "onnxruntime", "torch", "transformers")
+_VERSIONED = ("optimum", "optimum-onnx", "onnx", "onnx-ir", "onnxruntime", "torch", "transformers")
 _WORDS = (
     "I we you they it the a this that never always maybe thank thanks sorry please hate love fear wonderful terrible "
     "meeting garden report river music because although and but help answer wait leave stay remember forget question "
@@ -49,10 +48,11 @@ def export_scorer(source: str, precision: Precision = "int8", optimize: bool = F
     Raises:
         UserError: see `find_checkpoint`; the extra is not installed; or the graph differs from PyTorch.
     """
-    if any(find_spec(name) is None for name in ("optimum", "onnx", "onnx_ir")):
-        raise UserError("exporting needs further packages: pip install 'emo_mlflow[export]'")
+    try:
+        versions = {name: version(name) for name in _VERSIONED}
+    except PackageNotFoundError as error:
+        raise UserError(f"exporting needs {error.name}: pip install 'emo_mlflow[export]'") from None
     checkpoint = find_checkpoint(source)
-    versions = {name: version(name) for name in _VERSIONED}
     options = {"precision": precision, "optimize": optimize}
     home = cache_folder() / "scorers" / checkpoint.key
     made_from = [dict(checkpoint.hashes), checkpoint.revision, dump_card(checkpoint.card)]
@@ -111,10 +111,9 @@ def _point_to(home: Path, target: Path) -> None:
 
 def _export(checkpoint: Checkpoint, work: Path, precision: Precision, optimize: bool) -> Card:
     """Makes `work/finished` with graph and tokenizer; returns its card."""
+    from emo_mlflow.evaluators.graph import fuse, quantize
     from optimum.exporters.onnx import onnx_export_from_model
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
-    from emo_mlflow.evaluators.graph import fuse, quantize
 
     model = AutoModelForSequenceClassification.from_pretrained(checkpoint.folder, dtype="float32").eval()
     tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder, use_fast=True)

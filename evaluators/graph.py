@@ -8,10 +8,9 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import torch
+from emo_mlflow.evaluators.network import OUTPUTS, EmotionNetwork
 from onnx import numpy_helper as onp
 from torch import Tensor, nn
-
-from emo_mlflow.evaluators.network import OUTPUTS, EmotionNetwork
 
 BLOCK = 64
 _LARGE_TABLE = 1_000  # rows; smaller embedding tables stay in float

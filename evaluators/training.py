@@ -11,12 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from emo_mlflow.evaluators.data import Corpora, EmotionTexts, PolitenessTexts
+from emo_mlflow.evaluators.network import OUTPUTS, EmotionNetwork, load_encoder, parameter_groups
 from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional as F
 
-from emo_mlflow.evaluators.data import Corpora, EmotionTexts, PolitenessTexts
-from emo_mlflow.evaluators.network import OUTPUTS, EmotionNetwork, load_encoder, parameter_groups
 from emo_mlflow.types import FloatArray
 
 log = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ from emo_mlflow.comparison import Source
 from emo_mlflow.config import make_config
 from emo_mlflow.results import KEYS, SweepResult
 from emo_mlflow.statistics.effects import condition_effects
-from emo_mlflow.types import Condition, Prompt, digest
+from emo_mlflow.types import Condition, Direction, Prompt, digest
 
 METRICS = (
     "sentiment.negative",
@@ -64,13 +64,19 @@ def synthetic_sweep(
     )
     config = replace(config, layers=tuple(layers if layers is not None else range(n_layers)), emotions=tuple(emotions))
     prompts = [Prompt(f"The {i}th train leaves at noon", "neutral", "test") for i in range(n_prompts)]
-    prompt_table = pd.DataFrame([(p.prompt_id, p.emotion, p.text) for p in prompts], columns=["prompt_id", "emotion", "text"])
+    prompt_table = pd.DataFrame(
+        [(p.prompt_id, p.emotion, p.text) for p in prompts], columns=["prompt_id", "emotion", "text"]
+    )
     conditions = list(_conditions(config.layers, alphas, emotions, n_random, scope))
     scores, completions = _cells(rng, conditions, prompts, samples, n_layers, effect)
-    table = pd.DataFrame([{**asdict(c), "condition_id": c.condition_id, "n_patched": 10 * n_prompts} for c in conditions])
+    table = pd.DataFrame(
+        [{**asdict(c), "condition_id": c.condition_id, "n_patched": 10 * n_prompts} for c in conditions]
+    )
     columns = ["condition_id", "kind", "emotion", "layer", "alpha", "draw", "scope", "patch_window", "n_patched"]
     table = table[columns].astype({"layer": "Int64", "alpha": "Float64", "draw": "Int64", "patch_window": "Int64"})
-    fluency = completions[[*KEYS, "nll", "distinct_2"]].rename(columns={"nll": "fluency.nll", "distinct_2": "fluency.distinct_2"})
+    fluency = completions[[*KEYS, "nll", "distinct_2"]].rename(
+        columns={"nll": "fluency.nll", "distinct_2": "fluency.distinct_2"}
+    )
     return SweepResult(
         config=config,
         facts={
@@ -81,16 +87,20 @@ def synthetic_sweep(
             "reference": "neutral",
             "device": "cpu",
             "fit_hash": "f" * 16,
+            "prompt_source": "builtin",
+            "prompt_split": "roles of builtin",
+            "n_cells": len(completions),
+            "versions": {"emo_mlflow": "0"},
             "residual_norms": "[1.0]",
         },
         prompts=prompt_table,
         fit_prompts=prompt_table.iloc[:0],
-        directions={},
+        directions={name: Direction(name, "resid_pre", np.ones((n_layers, 8), np.float32)) for name in emotions},
         conditions=table,
         completions=completions,
         scores=scores,
         effects=condition_effects(scores.merge(fluency, on=KEYS), table),
-        metrics={"cells_per_second": 10.0},
+        metrics={"cells_per_second": 10.0, "seconds.generation": 1.0, "seconds.scoring": 0.1, "failed_cells": 0.0},
     )
 
 
@@ -134,7 +144,9 @@ def _cells(rng, conditions, prompts, samples, n_layers, effect):  # type: ignore
             peak = max(0.0, 1 - abs(condition.layer - n_layers / 2) / (n_layers / 2))
             strength = np.tanh(condition.alpha) / np.tanh(1.0) * peak
             values += rng.normal(0, 0.02, size=shape)
-            values[..., METRICS.index(TARGETS.get(condition.emotion, "goemotions.joy"))] += effect * strength * rng.uniform(0.5, 1.5, size=shape[:2])
+            values[..., METRICS.index(TARGETS.get(condition.emotion, "goemotions.joy"))] += (
+                effect * strength * rng.uniform(0.5, 1.5, size=shape[:2])
+            )
             values[..., METRICS.index("sentiment.positive")] += 0.2 * effect * strength
             nll += 0.15 * condition.alpha**2
             distinct -= 0.5 * (abs(condition.alpha) >= 4)

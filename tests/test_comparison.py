@@ -42,13 +42,20 @@ def test_effect_sizes_are_the_paired_effects_of_their_cells() -> None:
     source = sources()[1]
     for row in table[table["model"] == "model-b"].sample(8, random_state=0).to_dict("records"):
         condition = source.conditions.set_index("condition_id").loc[row["condition_id"]]
-        assert (condition["emotion"], condition["layer"], condition["alpha"]) == (row["emotion"], row["layer"], row["alpha"])
+        assert (condition["emotion"], condition["layer"], condition["alpha"]) == (
+            row["emotion"],
+            row["layer"],
+            row["alpha"],
+        )
         if row["metric"].startswith("fluency."):
             values = source.completions.set_index(KEYS)[row["metric"].partition(".")[2]].astype(np.float32)
         else:
             values = source.scores.set_index(KEYS)[row["metric"]]
         baseline = source.conditions.loc[source.conditions["kind"] == "baseline", "condition_id"].item()
-        arms = [values.loc[condition_id].sort_index().to_numpy()[:, None] for condition_id in (baseline, row["condition_id"])]
+        arms = [
+            values.loc[condition_id].sort_index().to_numpy()[:, None]
+            for condition_id in (baseline, row["condition_id"])
+        ]
         expected = paired_effects(*arms, n_bootstrap=300).iloc[0]
         for column in ("n", "mean_diff", "d_z", "p_t", "p_permutation"):
             assert row[column] == pytest.approx(expected[column], rel=1e-6, nan_ok=True)
@@ -58,9 +65,15 @@ def test_specificity_compares_with_the_random_controls_of_the_same_setting() -> 
     """Guards against draws of another layer, alpha or emotion, and draws pooled over prompts."""
     table, source = comparison().tables["specificity"], sources()[0]
     sweep = responses(source)
-    row = table[(table["model"] == "model-a") & (table["emotion"] == "anger") & (table["layer"] == 2) & (table["alpha"] == 2.0)]
+    row = table[
+        (table["model"] == "model-a") & (table["emotion"] == "anger") & (table["layer"] == 2) & (table["alpha"] == 2.0)
+    ]
     row = row[row["metric"] == "goemotions.joy"].iloc[0]
-    same = source.conditions[(source.conditions["emotion"] == "anger") & (source.conditions["layer"] == 2) & (source.conditions["alpha"] == 2.0)]
+    same = source.conditions[
+        (source.conditions["emotion"] == "anger")
+        & (source.conditions["layer"] == 2)
+        & (source.conditions["alpha"] == 2.0)
+    ]
     own, draws = (same[same["kind"] == kind]["condition_id"] for kind in ("emotion", "random"))
     metric = sweep.metric("goemotions.joy")
     pick = [sweep.change[[sweep.position(i) for i in ids]][:, :, [metric]] for ids in (own, draws)]
@@ -70,7 +83,9 @@ def test_specificity_compares_with_the_random_controls_of_the_same_setting() -> 
     assert row["n_draws"] == 20
 
 
-@pytest.mark.parametrize(("family", "groups"), [("comparison", []), ("model", ["model"]), ("metric, model", ["metric", "model"])])
+@pytest.mark.parametrize(
+    ("family", "groups"), [("comparison", []), ("model", ["model"]), ("metric, model", ["metric", "model"])]
+)
 def test_families_are_explicit(family: str, groups: list[str]) -> None:
     """Guards against corrections over one metric each, and a family size that is not the family's."""
     table = compare_sweeps(sources(), family=family, n_bootstrap=2).tables["effect_sizes"]
@@ -78,7 +93,9 @@ def test_families_are_explicit(family: str, groups: list[str]) -> None:
     for part in parts:
         assert part["family"].nunique() == 1
         assert (part["family_size"] == part["p_t"].notna().sum()).all()
-        assert part["p_bh"].to_numpy() == pytest.approx(corrected(part["p_t"], [0] * len(part))["p_bh"].to_numpy(), nan_ok=True)
+        assert part["p_bh"].to_numpy() == pytest.approx(
+            corrected(part["p_t"], [0] * len(part))["p_bh"].to_numpy(), nan_ok=True
+        )
 
 
 def test_the_planted_effect_is_found_and_no_other() -> None:
@@ -99,7 +116,9 @@ def test_the_planted_effect_is_found_and_no_other() -> None:
 def test_conditions_that_break_the_text_are_not_recommended_however_strong() -> None:
     """Guards against recommending noise: at alpha 4 the label is highest and the text repeats itself."""
     table = comparison().tables["tradeoff"]
-    own = table[(table["model"] == "model-a") & (table["emotion"] == "gratitude") & (table["layer"] == 3)].set_index("alpha")
+    own = table[(table["model"] == "model-a") & (table["emotion"] == "gratitude") & (table["layer"] == 3)].set_index(
+        "alpha"
+    )
     assert own.loc[4.0, "effect"] > own.loc[1.0, "effect"]
     assert own["broken"].to_dict() == {-2.0: "", 1.0: "", 2.0: "", 4.0: "repeats"}
     doses = comparison().tables["dose"]
@@ -120,7 +139,12 @@ def test_the_front_holds_what_no_condition_dominates() -> None:
 def test_selectivity_sets_the_target_against_the_other_labels() -> None:
     """Guards against counting the target among the others, or other scorers' labels."""
     table = comparison().tables["selectivity"]
-    row = table[(table["model"] == "model-a") & (table["emotion"] == "apology") & (table["layer"] == 3) & (table["alpha"] == 2.0)].iloc[0]
+    row = table[
+        (table["model"] == "model-a")
+        & (table["emotion"] == "apology")
+        & (table["layer"] == 3)
+        & (table["alpha"] == 2.0)
+    ].iloc[0]
     effects = comparison().tables["effect_sizes"]
     changes = effects[effects["condition_id"] == row["condition_id"]]
     changes = changes[changes["model"] == "model-a"].set_index("metric")["mean_diff"]
@@ -138,7 +162,12 @@ def test_dose_has_the_baseline_at_zero() -> None:
     row = row[row["metric"] == "goemotions.anger"].iloc[0]
     assert row["alphas"] == "-2, 0, 1, 2, 4"
     means = comparison().tables["effect_sizes"]
-    means = means[(means["model"] == "model-a") & (means["emotion"] == "anger") & (means["layer"] == 3) & (means["metric"] == "goemotions.anger")]
+    means = means[
+        (means["model"] == "model-a")
+        & (means["emotion"] == "anger")
+        & (means["layer"] == 3)
+        & (means["metric"] == "goemotions.anger")
+    ]
     expected = np.polyfit([*means["alpha"], 0.0], [*means["mean_diff"], 0.0], 1)[0]
     assert row["slope"] == pytest.approx(expected, rel=1e-4)
     assert row["slope_low"] < row["slope"] < row["slope_high"] and 0.7 < row["spearman"] <= 1
@@ -162,9 +191,13 @@ def test_layers_are_matched_by_relative_depth() -> None:
 def test_contrasts_are_paired_differences_of_differences() -> None:
     """Guards against contrasts of means over different prompts, and a sign that depends on which model has fewer layers."""
     table = comparison().tables["model_contrasts"]
-    effects = comparison().tables["effect_sizes"].set_index(["model", "emotion", "layer", "alpha", "metric"])["mean_diff"]
+    effects = (
+        comparison().tables["effect_sizes"].set_index(["model", "emotion", "layer", "alpha", "metric"])["mean_diff"]
+    )
     for row in table.sample(10, random_state=1).to_dict("records"):
-        both = [effects[row[f"model_{s}"], row["emotion"], row[f"layer_{s}"], row["alpha"], row["metric"]] for s in "ab"]
+        both = [
+            effects[row[f"model_{s}"], row["emotion"], row[f"layer_{s}"], row["alpha"], row["metric"]] for s in "ab"
+        ]
         assert row["difference"] == pytest.approx(both[0] - both[1], abs=1e-6)
     reverse = compare_sweeps(sources()[::-1], n_bootstrap=2).tables["model_contrasts"]
     keys = ["emotion", "alpha", "metric"]
@@ -176,7 +209,12 @@ def test_contrasts_are_paired_differences_of_differences() -> None:
 def test_the_summary_over_models_knows_that_they_differ() -> None:
     """Guards against a mean over models that hides that one of two does nothing."""
     table = comparison().tables["model_summary"]
-    row = table[(table["emotion"] == "anger") & (table["alpha"] == 2.0) & (table["depth"] == 0.5) & (table["metric"] == "goemotions.anger")].iloc[0]
+    row = table[
+        (table["emotion"] == "anger")
+        & (table["alpha"] == 2.0)
+        & (table["depth"] == 0.5)
+        & (table["metric"] == "goemotions.anger")
+    ].iloc[0]
     assert row["k"] == 2 and row["i2"] > 0.9 and row["p_heterogeneity"] < 1e-6
     assert row["layers"] == "model-a: 3, model-b: 4"
 
@@ -201,8 +239,13 @@ def test_several_windows_and_samples_are_kept_apart_and_together() -> None:
     other = one.conditions.copy()
     rename = {c: f"{c}w5" for c in other.loc[other["kind"] != "baseline", "condition_id"]}
     other["condition_id"] = other["condition_id"].map(rename)
-    conditions = pd.concat([one.conditions, other.dropna(subset=["condition_id"]).assign(patch_window=5)], ignore_index=True)
-    double = {name: pd.concat([t, t[t["condition_id"].isin(rename)].replace({"condition_id": rename})]) for name, t in (("scores", one.scores), ("completions", one.completions))}
+    conditions = pd.concat(
+        [one.conditions, other.dropna(subset=["condition_id"]).assign(patch_window=5)], ignore_index=True
+    )
+    double = {
+        name: pd.concat([t, t[t["condition_id"].isin(rename)].replace({"condition_id": rename})])
+        for name, t in (("scores", one.scores), ("completions", one.completions))
+    }
     source = replace(as_source(one), conditions=conditions.astype({"patch_window": "Int64"}), **double)
     found = compare_sweeps([source], n_bootstrap=2).tables
     assert found["effect_sizes"].groupby("patch_window").size().tolist() == [54, 54]
@@ -258,7 +301,10 @@ def test_power_is_that_of_the_design() -> None:
     family = table[table["correction"] == "bonferroni"]
     assert (family["alpha"] == 0.05 / comparison().tables["effect_sizes"]["family_size"].iloc[0]).all()
     per_test = comparison().tables["power_analysis"]
-    seed = "profile phase model_name emotion layer head head_spec alpha comparison metric_name paired n_baseline n_patched n_effective mean_baseline mean_patched std_baseline std_patched mean_diff cohen_d ci_lower ci_upper effect_size_ci_lower effect_size_ci_upper t_statistic p_value"
+    seed = (
+        "profile phase model_name emotion layer head head_spec alpha comparison metric_name paired n_baseline n_patched n_effective mean_baseline"
+        " mean_patched std_baseline std_patched mean_diff cohen_d ci_lower ci_upper effect_size_ci_lower effect_size_ci_upper t_statistic p_value"
+    )
     assert per_test.columns[:26].tolist() == seed.split() and "power" in per_test
     assert per_test["power_d05"].nunique() == 1
 

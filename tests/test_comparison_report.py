@@ -6,6 +6,7 @@ import base64
 import json
 import re
 import string
+import warnings
 from dataclasses import replace
 from functools import cache
 from html.parser import HTMLParser
@@ -49,10 +50,28 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_file_is_written(folder: Path) -> None:
     """Guards against a table that is computed and never reaches the person."""
     files = {path.name for path in folder.rglob("*") if path.is_file()}
-    tables = {f"{n}.csv" for n in "effect_sizes specificity selectivity dose tradeoff recommendations power_analysis model_contrasts model_summary".split()}
-    figures = {f"{n}.png" for n in "layer_maps forest random_null layer_profiles dose_curves pareto metric_matrix".split()}
+    tables = {
+        f"{n}.csv"
+        for n in [
+            "effect_sizes",
+            "specificity",
+            "selectivity",
+            "dose",
+            "tradeoff",
+            "recommendations",
+            "power_analysis",
+            "model_contrasts",
+            "model_summary",
+        ]
+    }
+    figures = {
+        f"{n}.png"
+        for n in ["layer_maps", "forest", "random_null", "layer_profiles", "dose_curves", "pareto", "metric_matrix"]
+    }
     assert files == tables | figures | {"effect_sizes.parquet", "power_analysis.json", "report.md", "report.html"}
-    pd.testing.assert_frame_equal(pd.read_parquet(folder / "effect_sizes.parquet"), comparison().tables["effect_sizes"], check_dtype=False)
+    pd.testing.assert_frame_equal(
+        pd.read_parquet(folder / "effect_sizes.parquet"), comparison().tables["effect_sizes"], check_dtype=False
+    )
     requirements = json.loads((folder / "power_analysis.json").read_text())["requirements"]
     assert {"target_effect_size", "required_n_effective", "power"} <= set(requirements[0])
 
@@ -110,13 +129,22 @@ def test_the_answer_is_three_sentences_that_say_what_was_found() -> None:
     sentences = answer(comparison(), texts("en"))
     best = comparison().tables["recommendations"].sort_values("gain").iloc[-1]
     assert len(sentences) == 3 and all(sentence.count(". ") == 0 for sentence in sentences)
-    assert "In 6 of 6 cases" in sentences[0] and f"{best['effect']:+.2f}" in sentences[0] and best["model"] in sentences[0]
+    assert (
+        "In 6 of 6 cases" in sentences[0] and f"{best['effect']:+.2f}" in sentences[0] and best["model"] in sentences[0]
+    )
     found = int((comparison().tables["effect_sizes"]["p_bh"] < 0.05).sum())
     assert f"{found} remain significant" in sentences[1] and "too few" in sentences[1]
     assert "12 prompts" in sentences[2]
 
 
-@pytest.mark.parametrize(("settings", "words"), [({"effect": 0.0}, "In none of 1 cases"), ({"n_random": 0}, "no random directions were swept"), ({"emotions": ("pirate",)}, "No scorer has a label")])
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"effect": 0.0}, "In none of 1 cases"),
+        ({"n_random": 0}, "no random directions were swept"),
+        ({"emotions": ("pirate",)}, "No scorer has a label"),
+    ],
+)
 def test_the_answer_does_not_claim_more_than_there_is(settings: dict[str, object], words: str, tmp_path: Path) -> None:
     """Guards against reports that fail, or boast, where nothing rose, nothing was drawn, or nothing measures the emotion."""
     options = {"emotions": ("anger",), "alphas": (1.0,), "layers": (1, 2, 3), **settings}
@@ -148,12 +176,12 @@ def test_every_note_has_words() -> None:
     assert all(isinstance(note, Note) for note in comparison().notes)
 
 
-def test_japanese_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_japanese_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     """Guards against boxes in place of glyphs: matplotlib warns of each that no font has, and here that is an error."""
-    with pytest.warns() as caught:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*[Gg]lyph.*")
         write_comparison(comparison(), tmp_path, "ja")
-        pytest.importorskip("warnings").warn("sentinel", UserWarning, stacklevel=1)
-    assert not [str(w.message) for w in caught if "Glyph" in str(w.message) or "font" in str(w.message)]
+    assert "findfont" not in caplog.text
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert '<html lang="ja">' in page and "結論" in page and "The answer" not in page
     monkeypatch.setattr(fonts, "_japanese", lambda: None)
@@ -175,7 +203,8 @@ def test_figures_are_pictures_with_something_on_them(folder: Path) -> None:
 def test_alignment_has_a_figure(tmp_path: Path) -> None:
     """Guards against a k-selection that nobody sees."""
     rows = [
-        {"model_a": "a", "model_b": "b", "emotion": e, "k": k, "layer_a": i, "layer_b": i, "overlap": 0.2 + 0.02 * i, "null_mean": 0.1, "null_q95": 0.12}
+        {"model_a": "a", "model_b": "b", "emotion": e, "k": k, "layer_a": i, "layer_b": i,
+         "overlap": 0.2 + 0.02 * i, "null_mean": 0.1, "null_q95": 0.12}
         for e in ("anger", "gratitude") for k in (1, 2, 3) for i in range(4)
     ]  # fmt: skip
     found = replace(comparison(), tables={**comparison().tables, "k_selection": k_selection(pd.DataFrame(rows), 100)})

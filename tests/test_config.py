@@ -16,7 +16,13 @@ def test_profiles_hold_what_they_promise():
     smoke, seed, full = (make_config(name) for name in ("smoke", "seed", "baseline"))
     assert (smoke.max_samples, smoke.layers, smoke.alphas, smoke.scope) == (6, "all/6", (1.0, 2.0), "generated")
     assert (smoke.num_random, smoke.sequence_length, smoke.min_new_tokens) == (3, 20, 20)
-    assert (seed.max_samples, seed.layers, seed.alphas, seed.scope, seed.patch_window) == (8, "all", (1.0,), "window", (3,))
+    assert (seed.max_samples, seed.layers, seed.alphas, seed.scope, seed.patch_window) == (
+        8,
+        "all",
+        (1.0,),
+        "window",
+        (3,),
+    )
     assert (seed.sequence_length, seed.num_random) == (30, 0)
     assert (full.max_samples, full.num_random, full.sequence_length, full.patch_window) == (225, 50, 30, (3,))
 
@@ -70,7 +76,9 @@ def test_layers():
 def test_the_hash_is_of_the_work_and_not_of_how_it_is_done():
     """A sweep resumed on another device or with another batch size is the same sweep; with another alpha it is not."""
     base = make_config("smoke")
-    assert work_hash(base) == work_hash(make_config("smoke", {"device": "cuda", "batch_size": "7", "child_runs": "none"}))
+    assert work_hash(base) == work_hash(
+        make_config("smoke", {"device": "cuda", "batch_size": "7", "child_runs": "none"})
+    )
     assert work_hash(base) != work_hash(make_config("smoke", {"alphas": "1.5"}))
 
 

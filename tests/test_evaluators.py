@@ -12,13 +12,13 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
+from emo_mlflow.evaluators import genai, plugin
+from emo_mlflow.evaluators.pyfunc import log_scorer
 from mlflow import MlflowClient
 from tiny_scorers import write_scorer
 
 import emo_mlflow
 from emo_mlflow.errors import UserError
-from emo_mlflow.evaluators import genai, plugin
-from emo_mlflow.evaluators.pyfunc import log_scorer
 
 TEXTS = ["one two three", "two", "one one", "", "three three three three"]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import time
 from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,13 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from emo_mlflow.evaluators import checkpoint, export, graph
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from transformers import CONFIG_MAPPING, AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
 import emo_mlflow
 from emo_mlflow import cards
 from emo_mlflow.errors import UserError
-from emo_mlflow.evaluators import checkpoint, export, graph
 
 LABELS = ("calm", "cross", "glad")
 SPECIAL = ["<pad>", "<unk>", "<s>", "</s>"]
@@ -195,3 +196,14 @@ def write_card(path: Path, folder: Path, activation: str, labels: Sequence[str] 
     head = {"name": "mood", "labels": list(labels), "activation": activation}
     path.write_text(yaml.safe_dump({"name": "mood", "source": str(folder), "heads": [head]}), encoding="utf-8")
     return path
+
+
+def test_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards: an ImportError from deep inside for people who installed without the extra."""
+
+    def version(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(export, "version", version)
+    with pytest.raises(UserError, match=r"needs optimum: pip install 'emo_mlflow\[export\]'"):
+        export.export_scorer("roberta-sentiment")

@@ -18,6 +18,7 @@ from mlflow.projects._project_spec import load_project
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from emo_mlflow import __version__
 from emo_mlflow.cli import sweep as sweep_command
 from emo_mlflow.config import PARAMETERS, PROFILES
 
@@ -211,6 +212,12 @@ def test_every_package_is_installed():
     config.read(ROOT / "setup.cfg")
     listed = set(config["options"]["packages"].split())
     assert listed == {name for name, path in module_files().items() if path.name == "__init__.py"}
+
+
+def test_mlflow_makes_a_new_environment_for_each_release():
+    """MLflow reuses an environment while python_env.yaml is unchanged, and would run the last release's code."""
+    dependencies = yaml.safe_load((ROOT / "python_env.yaml").read_text())["dependencies"]
+    assert dependencies == ["--constraint constraints.txt", f". # {__version__}"]
 
 
 def command_options(values: dict[str, str]) -> dict[str, str]:

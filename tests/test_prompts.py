@@ -58,7 +58,9 @@ def test_built_in_texts_express_their_emotion(builtin):
     table = score([prompt.text for prompt in builtin.fit]).filter(like="goemotions.")
     leading = [name.removeprefix("goemotions.") for name in table.idxmax(axis=1)]
     for emotion, labels in own.items():
-        hits = [label in labels for label, prompt in zip(leading, builtin.fit, strict=True) if prompt.emotion == emotion]
+        hits = [
+            label in labels for label, prompt in zip(leading, builtin.fit, strict=True) if prompt.emotion == emotion
+        ]
         assert np.mean(hits) >= 0.9, emotion
 
 
@@ -74,7 +76,9 @@ def test_choosing_emotions_leaves_the_others_out():
 
 
 def rows(n=6, emotions=("joy", "neutral"), **extra):
-    return [{"text": f"{emotion} text number {i}", "emotion": emotion, **extra} for emotion in emotions for i in range(n)]
+    return [
+        {"text": f"{emotion} text number {i}", "emotion": emotion, **extra} for emotion in emotions for i in range(n)
+    ]
 
 
 def write(path, table):

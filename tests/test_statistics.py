@@ -25,7 +25,9 @@ from emo_mlflow.statistics.resampling import (
 RESAMPLED = [f"{what}_{end}" for what in ("diff", "d") for end in ("low", "high", "bca_low", "bca_high")]
 
 
-def sample(seed: int, n: int, tests: int = 5, decimals: int | None = None, scale: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+def sample(
+    seed: int, n: int, tests: int = 5, decimals: int | None = None, scale: float = 1.0
+) -> tuple[np.ndarray, np.ndarray]:
     """Two arms [n, tests]; `decimals` makes ties and zero differences."""
     rng = np.random.default_rng(seed)
     baseline, patched = rng.gamma(2.0, size=(n, tests)), rng.gamma(2.0, size=(n, tests)) + 0.3
@@ -34,7 +36,11 @@ def sample(seed: int, n: int, tests: int = 5, decimals: int | None = None, scale
     return baseline * scale, patched * scale
 
 
-CASES = [(n, decimals, scale) for n in (2, 3, 8, 11, 16, 30, 70) for decimals, scale in ((None, 1.0), (0, 1.0), (None, 1e-9), (1, 1e7))]
+CASES = [
+    (n, decimals, scale)
+    for n in (2, 3, 8, 11, 16, 30, 70)
+    for decimals, scale in ((None, 1.0), (0, 1.0), (None, 1e-9), (1, 1e7))
+]
 
 
 @pytest.mark.parametrize(("n", "decimals", "scale"), CASES)
@@ -84,10 +90,9 @@ def test_wilcoxon_equals_scipy(n: int, decimals: int | None, scale: float) -> No
         if len(kept) < 2:
             assert row["p_wilcoxon"] == pytest.approx(1.0 if len(kept) else np.nan, nan_ok=True)
             continue
+        method: object = "exact" if untied and n <= 50 else "asymptotic"
         if n <= 11 and not untied:  # scipy's exact test given the ties is its permutation test
             method = stats.PermutationMethod(n_resamples=np.inf)
-        else:
-            method = "exact" if untied and n <= 50 else "asymptotic"
         expected = stats.wilcoxon(kept, method=method, alternative="two-sided")
         assert row["p_wilcoxon"] == pytest.approx(expected.pvalue, rel=1e-9)
         greater = stats.wilcoxon(kept, method="asymptotic", alternative="greater").statistic
@@ -187,7 +192,9 @@ def test_a_missing_pair_is_as_if_the_prompt_were_absent(seed: int, missing: int)
         alone = paired_effects(baseline[keep][:, [test]], patched[keep][:, [test]], 200).iloc[0]
         row = paired_effects(holed_baseline, holed_patched, 200).iloc[test]
         assert row["n"] == 12 - missing
-        assert row.drop("reason").astype(float).to_numpy() == pytest.approx(alone.drop("reason").astype(float).to_numpy(), rel=1e-5, nan_ok=True)
+        assert row.drop("reason").astype(float).to_numpy() == pytest.approx(
+            alone.drop("reason").astype(float).to_numpy(), rel=1e-5, nan_ok=True
+        )
 
 
 @given(seed=st.integers(0, 2**32), n=st.sampled_from([3, 9, 20]), scale=st.sampled_from([1e-12, 1.0, 1e12]))
@@ -219,7 +226,10 @@ def test_tests_do_not_influence_each_other() -> None:
 
 def test_what_cannot_be_computed_is_nan_with_a_reason() -> None:
     """Guards against d = -548: differences that vary by rounding alone have no variance."""
-    baseline = np.array([[0.31, 0.1, 0.5, np.nan], [0.17, 0.1, 0.5, 0.2], [0.93, 0.1, 0.5, np.nan], [0.71, 0.1, 0.9, np.nan]], np.float32)
+    baseline = np.array(
+        [[0.31, 0.1, 0.5, np.nan], [0.17, 0.1, 0.5, 0.2], [0.93, 0.1, 0.5, np.nan], [0.71, 0.1, 0.9, np.nan]],
+        np.float32,
+    )
     patched = baseline + np.array([[0.1], [0.1], [0.1], [0.1]], np.float32) * np.array([1, 0, 0, 1], np.float32)
     patched[3, 2] += 0.3
     table = paired_effects(baseline, patched, 200)

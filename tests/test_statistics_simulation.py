@@ -83,7 +83,9 @@ def test_specific_effects_cover_over_prompts_and_draws(n: int, n_draws: int) -> 
     # Few draws: the degrees of freedom are estimated, and the interval errs on the wide side.
     assert 0.935 <= covered <= (0.985 if n_draws < 10 else 0.965)
     pooled = np.sqrt((own - draws.mean(axis=0)).var(axis=0, ddof=1) / n)
-    ignoring_draws = (np.abs(own.mean(axis=0) - draws.mean(axis=(0, 1)) - 0.4) <= stats.t.ppf(0.975, n - 1) * pooled).mean()
+    ignoring_draws = (
+        np.abs(own.mean(axis=0) - draws.mean(axis=(0, 1)) - 0.4) <= stats.t.ppf(0.975, n - 1) * pooled
+    ).mean()
     assert ignoring_draws < covered
 
 
@@ -95,7 +97,9 @@ def test_specificity_p_is_valid_under_the_null() -> None:
     table = specific_effects(values[0], values[1:])
     assert table["p"].min() == table["smallest_p"].iloc[0] == 1 / 20
     for level in (0.05, 0.1, 0.5):
-        assert (table["p"] <= level).mean() == pytest.approx(level, abs=3.5 * np.sqrt(level * (1 - level) / SIMULATIONS))
+        assert (table["p"] <= level).mean() == pytest.approx(
+            level, abs=3.5 * np.sqrt(level * (1 - level) / SIMULATIONS)
+        )
 
 
 def test_random_effects_interval_covers_the_mean_over_models() -> None:

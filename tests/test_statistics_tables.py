@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -27,12 +29,31 @@ from emo_mlflow.statistics import (
 
 def test_corrections_of_benjamini_and_hochberg_s_own_example() -> None:
     """Guards against swapped methods: of these 15, the paper (1995, section 3.2) rejects 3 by Bonferroni and 4 by its procedure."""
-    p = [0.0001, 0.0004, 0.0019, 0.0095, 0.0201, 0.0278, 0.0298, 0.0344, 0.0459, 0.3240, 0.4262, 0.5719, 0.6528, 0.7590, 1.0]
+    p = [
+        0.0001,
+        0.0004,
+        0.0019,
+        0.0095,
+        0.0201,
+        0.0278,
+        0.0298,
+        0.0344,
+        0.0459,
+        0.3240,
+        0.4262,
+        0.5719,
+        0.6528,
+        0.7590,
+        1.0,
+    ]
     table = corrected(p, ["all"] * 15)
     assert (table.drop(columns="family_size") < 0.05).sum().to_dict() == {"p_bonferroni": 3, "p_holm": 3, "p_bh": 4}
 
 
-@given(p=st.lists(st.one_of(st.floats(0, 1), st.just(float("nan"))), max_size=30), families=st.lists(st.sampled_from("ab"), min_size=30, max_size=30))
+@given(
+    p=st.lists(st.one_of(st.floats(0, 1), st.just(float("nan"))), max_size=30),
+    families=st.lists(st.sampled_from("ab"), min_size=30, max_size=30),
+)
 @settings(max_examples=30, deadline=None)
 def test_corrections_stay_within_their_family(p: list[float], families: list[str]) -> None:
     """Guards against tests that could not be computed counting towards the family, and families that leak into each other."""
@@ -57,10 +78,20 @@ def integrated_power(d: float, n: int, alpha: float) -> float:
         return float(tails * stats.chi.pdf(s * np.sqrt(df), df) * np.sqrt(df))
 
     edges = stats.chi.ppf([1e-12, 0.5, 1 - 1e-12], df) / np.sqrt(df)
-    return sum(integrate.quad(density, a, b, limit=500)[0] for a, b in zip(edges, edges[1:], strict=False))
+    return sum(integrate.quad(density, a, b, limit=500)[0] for a, b in pairwise(edges))
 
 
-@pytest.mark.parametrize(("d", "n", "alpha"), [(0.5, 34, 0.05), (0.2, 778, 0.05 / 18798), (0.5, 134, 0.05 / 18798), (3.0, 16, 1e-6), (0.0, 9, 0.05), (1.2, 8, 0.05)])
+@pytest.mark.parametrize(
+    ("d", "n", "alpha"),
+    [
+        (0.5, 34, 0.05),
+        (0.2, 778, 0.05 / 18798),
+        (0.5, 134, 0.05 / 18798),
+        (3.0, 16, 1e-6),
+        (0.0, 9, 0.05),
+        (1.2, 8, 0.05),
+    ],
+)
 def test_power_equals_its_definition(d: float, n: int, alpha: float) -> None:
     """Guards against the non-central t of scipy and statsmodels, which is NaN or 500 where 778 pairs are needed."""
     assert float(power(d, n, alpha)) == pytest.approx(integrated_power(d, n, alpha), rel=1e-5)
@@ -87,13 +118,47 @@ def test_the_detectable_effect_has_the_target_power(n: int) -> None:
 def test_random_effects_of_the_published_meta_analysis() -> None:
     """Guards against errors that two tests of one's own would share: the 13 trials of the BCG vaccine (Colditz et al. 1994; log risk
     ratios), for which R's metafor gives tau2 = 0.3088, mean -0.7141, Q = 152.2330 and I2 = 92.12% by DerSimonian and Laird."""
-    treated = np.array([[4, 119], [6, 300], [3, 228], [62, 13536], [33, 5036], [180, 1361], [8, 2537], [505, 87886], [29, 7470], [17, 1699], [186, 50448], [5, 2493], [27, 16886]])
-    control = np.array([[11, 128], [29, 274], [11, 209], [248, 12619], [47, 5761], [372, 1079], [10, 619], [499, 87892], [45, 7232], [65, 1600], [141, 27197], [3, 2338], [29, 17825]])
+    treated = np.array(
+        [
+            [4, 119],
+            [6, 300],
+            [3, 228],
+            [62, 13536],
+            [33, 5036],
+            [180, 1361],
+            [8, 2537],
+            [505, 87886],
+            [29, 7470],
+            [17, 1699],
+            [186, 50448],
+            [5, 2493],
+            [27, 16886],
+        ]
+    )
+    control = np.array(
+        [
+            [11, 128],
+            [29, 274],
+            [11, 209],
+            [248, 12619],
+            [47, 5761],
+            [372, 1079],
+            [10, 619],
+            [499, 87892],
+            [45, 7232],
+            [65, 1600],
+            [141, 27197],
+            [3, 2338],
+            [29, 17825],
+        ]
+    )
     totals = treated.sum(axis=1), control.sum(axis=1)
     estimates = np.log(treated[:, 0] / totals[0]) - np.log(control[:, 0] / totals[1])
     variances = 1 / treated[:, 0] - 1 / totals[0] + 1 / control[:, 0] - 1 / totals[1]
     row = random_effects(estimates[:, None], variances[:, None]).iloc[0]
-    assert [row["tau2"], row["estimate"], row["q"], row["i2"]] == pytest.approx([0.3088, -0.7141, 152.2330, 0.9212], abs=6e-5)
+    assert [row["tau2"], row["estimate"], row["q"], row["i2"]] == pytest.approx(
+        [0.3088, -0.7141, 152.2330, 0.9212], abs=6e-5
+    )
 
 
 @given(seed=st.integers(0, 2**32), k=st.integers(2, 6))
@@ -183,7 +248,9 @@ def sweep_values(seed: int, samples: int) -> tuple[pd.DataFrame, pd.DataFrame]:
     values["x.two"] = rng.random(len(values))
     values.loc[rng.choice(len(values), 3, replace=False), "x.one"] = np.nan
     values = values.drop(index=rng.choice(len(values), 2, replace=False)).sample(frac=1, random_state=seed)
-    conditions = pd.DataFrame({"condition_id": ["a", "base", "b", "c"], "kind": ["emotion", "baseline", "random", "emotion"]})
+    conditions = pd.DataFrame(
+        {"condition_id": ["a", "base", "b", "c"], "kind": ["emotion", "baseline", "random", "emotion"]}
+    )
     return values, conditions
 
 
@@ -198,7 +265,10 @@ def test_condition_effects_by_plain_loops(seed: int, samples: int) -> None:
     for row in table.itertuples():
         before, after = [], []
         for prompt in [f"p{p}" for p in range(5)]:
-            pairs = [(cells[row.metric].get(("base", prompt, s)), cells[row.metric].get((row.condition_id, prompt, s))) for s in range(samples)]
+            pairs = [
+                (cells[row.metric].get(("base", prompt, s)), cells[row.metric].get((row.condition_id, prompt, s)))
+                for s in range(samples)
+            ]
             pairs = [pair for pair in pairs if all(v is not None and not np.isnan(v) for v in pair)]
             if pairs:
                 before.append(np.mean([pair[0] for pair in pairs], dtype=float))
@@ -207,7 +277,9 @@ def test_condition_effects_by_plain_loops(seed: int, samples: int) -> None:
         assert row.n == len(difference)
         expected = [np.mean(before), np.mean(after), difference.mean()] if row.n else [np.nan] * 3
         assert [row.mean_baseline, row.mean_patched, row.mean_diff] == pytest.approx(expected, nan_ok=True)
-        assert row.d_z == pytest.approx(difference.mean() / difference.std(ddof=1) if row.n > 1 else np.nan, nan_ok=True)
+        assert row.d_z == pytest.approx(
+            difference.mean() / difference.std(ddof=1) if row.n > 1 else np.nan, nan_ok=True
+        )
 
 
 def test_condition_effects_are_never_infinite() -> None:

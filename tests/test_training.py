@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from emo_mlflow.evaluators import data, embedded_scorer, measures, training
+from emo_mlflow.evaluators.network import OUTPUTS, EmotionNetwork, load_encoder, parameter_groups
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -17,8 +19,6 @@ from transformers import BertConfig, BertModel
 import emo_mlflow
 from emo_mlflow import cards
 from emo_mlflow.errors import UserError
-from emo_mlflow.evaluators import data, embedded_scorer, measures, training
-from emo_mlflow.evaluators.network import OUTPUTS, EmotionNetwork, load_encoder, parameter_groups
 
 LABELS = cards.load_card(cards.builtin_cards()["roberta-goemotions"]).heads[0].labels
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *LABELS, "please", "not", "very"]

@@ -36,8 +36,8 @@ def tradeoff(sweeps: list[Responses], effects: pd.DataFrame, specific: pd.DataFr
             own = (effects["model"] == sweep.source.label) & (effects["emotion"] == emotion)
             if target is not None:
                 tables.append(_with_front(_of_emotion(effects[own], specific[own], target)))
-    columns = [*KEYS, "target", "effect", "gain", "broken", "on_front"]
-    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=columns)
+    empty = _with_front(_of_emotion(effects.iloc[:0], specific.iloc[:0], ""))
+    return pd.concat(tables, ignore_index=True) if tables else empty
 
 
 def _of_emotion(effects: pd.DataFrame, specific: pd.DataFrame, target: str) -> pd.DataFrame:

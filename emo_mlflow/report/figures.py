@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -30,12 +31,16 @@ def heat_maps(result: SweepResult) -> Figure:
     table = table[table["kind"] == "emotion"].copy()
     metrics = set(table["metric"])
     families = {title: name for title, name in FAMILIES.items() if name is None or name in metrics}
-    table["row"] = [_row_label(*setting) for setting in table[["emotion", "alpha", "patch_window"]].itertuples(index=False)]
+    table["row"] = [
+        _row_label(*setting) for setting in table[["emotion", "alpha", "patch_window"]].itertuples(index=False)
+    ]
     rows = list(dict.fromkeys(table["row"]))
     layers = sorted(table["layer"].unique())
     targets = {emotion: target_metric(emotion, metrics) for emotion in table["emotion"].unique()}
     figure = new_figure(max(6.5, 2.2 + 0.42 * len(layers)), 1.0 + len(families) * (0.75 + 0.28 * len(rows)))
-    for axes, (title, name) in zip(figure.subplots(len(families), 1, squeeze=False)[:, 0], families.items(), strict=True):
+    for axes, (title, name) in zip(
+        figure.subplots(len(families), 1, squeeze=False)[:, 0], families.items(), strict=True
+    ):
         chosen = table[table["metric"] == (table["emotion"].map(targets) if name is None else name)]
         grid = chosen.pivot_table(index="row", columns="layer", values="mean_diff", dropna=False)
         values = grid.reindex(index=rows, columns=layers).to_numpy(dtype=float, na_value=np.nan)
@@ -45,7 +50,7 @@ def heat_maps(result: SweepResult) -> Figure:
     return figure
 
 
-def _row_label(emotion: str, alpha: float, window: object) -> str:
+def _row_label(emotion: str, alpha: float, window: Any) -> str:
     return f"{emotion}, \N{GREEK SMALL LETTER ALPHA} = {alpha:g}" + ("" if pd.isna(window) else f", W = {window}")
 
 
@@ -63,6 +68,17 @@ def _heat_map(figure: Figure, axes: Axes, values: np.ndarray, rows: Sequence[str
             if np.isfinite(value):
                 shade = "white" if abs(value) > 0.6 * limit else INK
                 axes.text(j, i, f"{value:+.2f}", ha="center", va="center", fontsize=8, color=shade)
+    else:
+        for i, j in np.argwhere(values < -0.2 * limit):  # printed in grey, both ends of the colours are dark
+            axes.text(
+                j,
+                i,
+                "\N{MINUS SIGN}",
+                ha="center",
+                va="center",
+                fontsize=8,
+                color="white" if values[i, j] < -0.6 * limit else INK,
+            )
     figure.colorbar(image, ax=axes, pad=0.01, shrink=0.9)
 
 
@@ -75,8 +91,19 @@ def against_random(findings: Sequence[Finding]) -> Figure:
         axes.scatter([found.baseline], [y], marker="o", s=46, color="white", edgecolor=BASELINE, lw=1.5, zorder=3)
         axes.scatter([found.patched], [y], marker="D", s=52, color=PATCHED, zorder=3)
         spread = np.linspace(-0.16, 0.16, len(found.randoms)) if len(found.randoms) > 1 else [0.0] * len(found.randoms)
-        axes.scatter([found.baseline + r for r in found.randoms], y + 0.26 + 0.6 * np.array(spread), marker="|", s=60, color=INK, alpha=0.6, zorder=2)
-    axes.set_yticks(range(len(findings)), [f"{f.emotion}\n{f.metric}, layer {f.layer}, \N{GREEK SMALL LETTER ALPHA} = {f.alpha:g}" for f in findings])
+        axes.scatter(
+            [found.baseline + r for r in found.randoms],
+            y + 0.26 + 0.6 * np.array(spread),
+            marker="|",
+            s=60,
+            color=INK,
+            alpha=0.6,
+            zorder=2,
+        )
+    axes.set_yticks(
+        range(len(findings)),
+        [f"{f.emotion}\n{f.metric}, layer {f.layer}, \N{GREEK SMALL LETTER ALPHA} = {f.alpha:g}" for f in findings],
+    )
     axes.set_ylim(len(findings) - 0.4, -0.6)
     axes.set_xlabel("mean score over prompts (probability)")
     axes.grid(axis="x", color="#e3e3e3", zorder=0)
@@ -97,7 +124,9 @@ def effect_against_fluency(result: SweepResult) -> Figure:
     metrics = set(table["metric"])
     emotions = list(dict.fromkeys(table.loc[table["kind"] == "emotion", "emotion"]))
     targets = {emotion: target_metric(emotion, metrics) for emotion in emotions}
-    wide = table.pivot_table(index=["condition_id", "kind", "emotion"], columns="metric", values="mean_diff").reset_index()
+    wide = table.pivot_table(
+        index=["condition_id", "kind", "emotion"], columns="metric", values="mean_diff"
+    ).reset_index()
     figure = new_figure(6.8, 4.2)
     axes = figure.subplots()
     axes.axhline(0, color="#bbbbbb", lw=0.8, zorder=0)
@@ -107,8 +136,16 @@ def effect_against_fluency(result: SweepResult) -> Figure:
         own = wide[(wide["emotion"] == emotion) & (wide["kind"] == "emotion")]
         controls = wide[(wide["emotion"] == emotion) & (wide["kind"] == "random")]
         axes.scatter(controls[NLL], controls[targets[emotion]], s=9, color=RANDOM, marker=".", zorder=1)
-        style = {"marker": MARKERS[i % len(MARKERS)], "color": shades[i % len(shades)]}
-        axes.scatter(own[NLL], own[targets[emotion]], s=38, alpha=0.85, label=f"{emotion} ({targets[emotion]})", zorder=2, **style)
+        style: dict[str, Any] = {"marker": MARKERS[i % len(MARKERS)], "color": shades[i % len(shades)]}
+        axes.scatter(
+            own[NLL],
+            own[targets[emotion]],
+            s=38,
+            alpha=0.85,
+            label=f"{emotion} ({targets[emotion]})",
+            zorder=2,
+            **style,
+        )
     axes.scatter([], [], s=20, color=RANDOM, marker=".", label="random controls")
     axes.set_xlabel("change of NLL under the unpatched model (nats per token)")
     axes.set_ylabel("change of the emotion's own label (probability)")

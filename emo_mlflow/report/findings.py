@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -58,14 +60,18 @@ def _finding(emotion: str, table: pd.DataFrame) -> Finding:
     effects = own[own["kind"] == "emotion"]
     target = target_metric(emotion, set(effects["metric"]))
     scores = effects[~effects["metric"].str.startswith("fluency.")]
-    moved = scores.loc[scores["d_z"].abs().fillna(0).idxmax(), "metric"]
+    moved = scores["metric"].iloc[int(scores["d_z"].abs().fillna(0).to_numpy().argmax())]
     metric = target or str(moved)
     candidates = effects[effects["metric"] == metric]
     size = candidates["mean_diff"] if target else candidates["mean_diff"].abs()
-    best = candidates.loc[size.fillna(-np.inf).idxmax()]
-    same = own[(own["layer"] == best["layer"]) & (own["alpha"] == best["alpha"]) & _equal(own["patch_window"], best["patch_window"])]
+    best: Mapping[str, Any] = candidates.iloc[int(size.fillna(-np.inf).to_numpy().argmax())].to_dict()
+    same = own[
+        (own["layer"] == best["layer"])
+        & (own["alpha"] == best["alpha"])
+        & _equal(own["patch_window"], best["patch_window"])
+    ]
     randoms = same[(same["kind"] == "random") & (same["metric"] == metric)]["mean_diff"]
-    nll = effects[(effects["condition_id"] == best["condition_id"]) & (effects["metric"] == NLL)].iloc[0]
+    nll = effects[(effects["condition_id"] == best["condition_id"]) & (effects["metric"] == NLL)].iloc[0].to_dict()
     return Finding(
         emotion=emotion,
         condition_id=str(best["condition_id"]),
@@ -85,5 +91,5 @@ def _finding(emotion: str, table: pd.DataFrame) -> Finding:
     )
 
 
-def _equal(column: pd.Series, value: object) -> pd.Series:
+def _equal(column: pd.Series, value: Any) -> pd.Series:
     return column.isna() if pd.isna(value) else column == value

@@ -12,7 +12,6 @@ from emo_mlflow.comparison import Comparison
 from emo_mlflow.comparison.families import SIGNIFICANT
 from emo_mlflow.comparison.records import records
 from emo_mlflow.comparison.responses import Responses
-from emo_mlflow.comparison.tradeoff import KEYS
 from emo_mlflow.statistics.moments import Floats
 
 FLUENCY_PREFIX = "fluency."
@@ -36,8 +35,9 @@ def highlights(comparison: Comparison) -> pd.DataFrame:
             own["condition_id"] == row["condition_id"] if recommended else own["gain"].abs() == own["gain"].abs().max()
         )
         rows.append(own[chosen].head(1).assign(recommended=recommended, reason=row["reason"]))
-    columns = [*KEYS, "target", "gain", "recommended", "reason"]
-    return pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(columns=columns)
+    return (
+        pd.concat(rows, ignore_index=True) if rows else tables["tradeoff"].iloc[:0].assign(recommended=False, reason="")
+    )
 
 
 def strongest(comparison: Comparison, most: int) -> pd.DataFrame:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -11,7 +12,7 @@ from matplotlib.figure import Figure
 DIVERGING = "PuOr_r"  # its two ends differ in lightness as printed, its middle is white
 INK, MUTED, BASELINE, PATCHED, RANDOM = "#222222", "#777777", "#5b6c7d", "#b35806", "#9aa5b1"
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 9,
     "axes.titlesize": 10,
     "axes.titleweight": "bold",

@@ -13,7 +13,9 @@ from emo_mlflow.report.style import save
 from emo_mlflow.results import KEYS, SweepResult
 
 EXAMPLES_PER_EMOTION = 8
-MARKDOWN = str.maketrans({c: f"\\{c}" for c in "\\`*_{}[]()#+!|~$"} | {"<": "&lt;", ">": "&gt;", "&": "&amp;", "\n": " ⏎ ", "\r": " "})
+MARKDOWN = str.maketrans(
+    {c: f"\\{c}" for c in "\\`*_{}[]()#+!|~$"} | {"<": "&lt;", ">": "&gt;", "&": "&amp;", "\n": " ⏎ ", "\r": " "}
+)
 
 
 def escape(text: str) -> str:
@@ -37,7 +39,12 @@ def verdict(found: Finding) -> str:
 def summary_lines(result: SweepResult) -> list[str]:
     """One screen for the terminal: per emotion its strongest condition."""
     header = f"{'emotion':<12}{'metric':<26}{'layer':>5}{'alpha':>7}{'base':>7}{'patched':>9}{'diff':>7}{'d_z':>7}{'random':>8}{'NLL':>12}"
-    lines = ["", "Strongest effect of each direction on its own label (random: largest of its random controls)", "", header]
+    lines = [
+        "",
+        "Strongest effect of each direction on its own label (random: largest of its random controls)",
+        "",
+        header,
+    ]
     for found in findings(result):
         largest = f"{max(found.randoms, key=abs):+.2f}" if found.randoms else "-"
         lines.append(
@@ -57,8 +64,13 @@ def example_table(result: SweepResult, found: Sequence[Finding]) -> pd.DataFrame
         sides = {}
         for side, condition_id in ids.items():
             texts = result.completions[result.completions["condition_id"] == condition_id]
-            scores = result.scores.loc[result.scores["condition_id"] == condition_id, [*KEYS, *([item.metric] if item.metric in result.scores else [])]]
-            sides[side] = texts.merge(scores, on=KEYS).set_index(["prompt_id", "sample"])[["completion", "nll", *([item.metric] if item.metric in scores else [])]]
+            scores = result.scores.loc[
+                result.scores["condition_id"] == condition_id,
+                [*KEYS, *([item.metric] if item.metric in result.scores else [])],
+            ]
+            sides[side] = texts.merge(scores, on=KEYS).set_index(["prompt_id", "sample"])[
+                ["completion", "nll", *([item.metric] if item.metric in scores else [])]
+            ]
         both = sides["baseline"].join(sides["patched"], lsuffix=" baseline", rsuffix=" patched").dropna().reset_index()
         both = both.merge(result.prompts[["prompt_id", "text"]], on="prompt_id")
         table = pd.DataFrame(
@@ -86,7 +98,9 @@ def write_report(result: SweepResult, folder: Path) -> None:
     save(against_random(found), folder / "figures" / "against_random.png")
     save(effect_against_fluency(result), folder / "figures" / "effect_against_fluency.png")
     examples = example_table(result, found)
-    (folder / "examples.json").write_text(examples.to_json(orient="split", index=False, force_ascii=False), encoding="utf-8")
+    (folder / "examples.json").write_text(
+        examples.to_json(orient="split", index=False, force_ascii=False), encoding="utf-8"
+    )
     (folder / "report.md").write_text(_markdown(result, found, examples), encoding="utf-8")
 
 
@@ -94,25 +108,43 @@ def _markdown(result: SweepResult, found: Sequence[Finding], examples: pd.DataFr
     config = result.config
     lines = [f"# Sweep of {escape(config.model)}", ""]
     lines += [f"- {escape(verdict(item))}" for item in found]
-    lines += ["", "Each is the condition with the largest change of that emotion's own label, of all layers and strengths that were tried, so its size is"]
-    lines += ["flattered by the choice; a comparison run (`emo-mlflow compare`) tests all conditions together.", "", "## Figures", ""]
+    lines += [
+        "",
+        "Each is the condition with the largest change of that emotion's own label, of all layers and strengths that were tried, so its size is",
+    ]
+    lines += [
+        "flattered by the choice; a comparison run (`emo-mlflow compare`) tests all conditions together.",
+        "",
+        "## Figures",
+        "",
+    ]
     for name, caption in (
         ("layer_by_emotion", "Mean difference from the baseline, by layer. White is no change."),
-        ("against_random", "Each emotion's strongest condition against random directions of the same norm at the same layer."),
-        ("effect_against_fluency", "What an effect costs: to the right, text that the unpatched model finds less likely."),
+        (
+            "against_random",
+            "Each emotion's strongest condition against random directions of the same norm at the same layer.",
+        ),
+        (
+            "effect_against_fluency",
+            "What an effect costs: to the right, text that the unpatched model finds less likely.",
+        ),
     ):
         lines += [f"![{caption}](figures/{name}.png)", "", f"*{caption}*", ""]
     lines += ["## Texts", "", "| emotion | prompt | baseline | patched | score |", "|---|---|---|---|---|"]
     for row in examples.groupby("emotion", sort=False).head(3).to_dict("records"):
         scores = f"{row['score baseline']:.2f} to {row['score patched']:.2f}"
-        lines.append(f"| {escape(row['emotion'])} | {escape(row['prompt'])} | {escape(row['baseline'])} | {escape(row['patched'])} | {scores} |")
+        lines.append(
+            f"| {escape(row['emotion'])} | {escape(row['prompt'])} | {escape(row['baseline'])} | {escape(row['patched'])} | {scores} |"
+        )
     lines += ["", "More in `examples.json`; all in `completions.parquet`.", "", "## Settings", "", "| | |", "|---|---|"]
     settings = {
         "prompts": f"{len(result.prompts)} ({result.facts['prompt_source']}; {result.facts['prompt_split']})",
         "conditions": f"{len(result.conditions)}, cells {result.facts['n_cells']}",
         "layers": ", ".join(map(str, config.layers)),
-        "alphas": ", ".join(f"{alpha:g}" for alpha in config.alphas) + f" ({config.alpha_unit}, {config.alpha_schedule})",
-        "scope": config.scope + (f", window {', '.join(map(str, config.patch_window))}" if config.scope == "window" else ""),
+        "alphas": ", ".join(f"{alpha:g}" for alpha in config.alphas)
+        + f" ({config.alpha_unit}, {config.alpha_schedule})",
+        "scope": config.scope
+        + (f", window {', '.join(map(str, config.patch_window))}" if config.scope == "window" else ""),
         "site and operation": f"{config.site}, {config.operation}",
         "new tokens": f"{config.sequence_length} (at least {config.min_new_tokens}), temperature {config.temperature:g}",
         "random controls": f"{config.num_random} per condition",
