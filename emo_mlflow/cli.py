@@ -173,3 +173,7 @@ def export_command(scorer: str, precision: Any, optimize: bool) -> None:
     from emo_mlflow.evaluators.export import export_scorer
 
     click.echo(export_scorer(scorer, precision, optimize))
+
+
+if __name__ == "__main__":
+    main()

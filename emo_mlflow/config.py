@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, get_args
 
 from emo_mlflow.errors import UserError
-from emo_mlflow.steering import schedule_factors
+from emo_mlflow.schedules import schedule_factors
 from emo_mlflow.types import AlphaUnit, Operation, Scope, Site, SweepConfig, digest
 
 # What does not change which numbers a sweep computes, so that it may differ when a sweep is resumed.
@@ -101,13 +101,13 @@ def _text(text: str) -> str:
 
 PARAMETERS: dict[str, Parameter] = {
     "model": Parameter(_text, "smollm2-135m", "Model: a built-in name, a hub id (id@revision), or a local folder."),
-    "dataset": Parameter(_text, "builtin", "Prompts: builtin, or a .jsonl, .csv or .parquet file with text, emotion and optional role."),
+    "dataset": Parameter(_text, "builtin", "Prompts: builtin, or a .jsonl, .csv or .parquet file with text, emotion, perhaps role."),
     "emotions": Parameter(_emotions, "all", "Emotions to inject, separated by commas, or all."),
     "layers": Parameter(_layers, "all", "Layers: all, all/6 (every sixth), 0-11 or 0,3,6."),
     "alphas": Parameter(_each(_number), "1.0", "Strengths, such as 1.0 or -2,-1,0.5."),
-    "alpha_unit": Parameter(_choice(*get_args(AlphaUnit)), "vector", "Unit of alpha: the raw direction (vector), or the layer's typical residual norm (residual)."),
-    "alpha_schedule": Parameter(_schedule, "constant", "How alpha changes over new tokens: constant, linear, exponential[:HALF_LIFE] or factors 1,0.5,0.25."),
-    "scope": Parameter(_choice(*get_args(Scope)), "window", "Positions: the last W generated tokens (window), every generated token, or all with the prompt."),
+    "alpha_unit": Parameter(_choice(*get_args(AlphaUnit)), "vector", "Unit of alpha: the direction (vector), or the layer's mean norm (residual)."),
+    "alpha_schedule": Parameter(_schedule, "constant", "Alpha over new tokens: constant, linear, exponential[:HALF_LIFE] or factors 1,0.5."),
+    "scope": Parameter(_choice(*get_args(Scope)), "window", "Positions: the last W new tokens (window), every new one (generated), all."),
     "patch_window": Parameter(_each(_integer(1)), "3", "W of scope window; a list is swept. Other scopes ignore it."),
     "site": Parameter(_choice(*get_args(Site)), "resid_pre", "Where in the block: before it (resid_pre) or after it (resid_post)."),
     "operation": Parameter(_choice(*get_args(Operation)), "add", "What is done: add, project_out or clamp."),

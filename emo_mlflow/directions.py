@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,22 +15,9 @@ from emo_mlflow.activations import Aggregation, text_means
 from emo_mlflow.errors import UserError
 from emo_mlflow.layers import BlockStack
 from emo_mlflow.packing import Tokens
-from emo_mlflow.readout import Floats, contrasts, judge, mean_difference, method_named
+from emo_mlflow.readout import Floats, contrasts, judge, mean_difference, method_named, parse_direction
 from emo_mlflow.subspaces import check_components, fit_subspaces
 from emo_mlflow.types import Direction, FloatArray, Prompt, Site, digest
-
-__all__ = [
-    "Fit",
-    "check_directions",
-    "choose_direction",
-    "fit_directions",
-    "load_directions",
-    "norms_from_metadata",
-    "parse_direction",
-    "random_control",
-    "save_directions",
-    "text_means",
-]
 
 BASIS = ".basis"
 
@@ -50,21 +36,6 @@ class Fit:
     directions: dict[str, Direction]
     residual_norms: FloatArray
     accuracy: dict[str, FloatArray] = field(default_factory=dict)
-
-
-def parse_direction(text: str) -> tuple[str, int | None]:
-    """Reads `mean_diff`, `pc1`, `lda`, `logistic` or `subspace:K` as a method's name and, for a subspace, its rank.
-
-    Raises:
-        UserError: if it is none of these.
-    """
-    name, colon, rank = text.partition(":")
-    if name == "subspace" and re.fullmatch(r"[1-9]\d{0,3}", rank):
-        return name, int(rank)
-    if colon or name == "subspace":
-        raise UserError(f"direction {text!r} is not known: a subspace is given with its rank, as in subspace:3")
-    method_named(name)
-    return name, None
 
 
 def choose_direction(

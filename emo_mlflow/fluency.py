@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ LOGITS_BYTES = 256 * 2**20
 
 def distinct_2(tokens: Sequence[int]) -> float:
     """Distinct bigrams over all bigrams (Li et al. 2016, arXiv:1510.03055); NaN below two tokens."""
-    pairs = list(zip(tokens, tokens[1:], strict=False))
+    pairs = list(pairwise(tokens))
     return len(set(pairs)) / len(pairs) if pairs else float("nan")
 
 

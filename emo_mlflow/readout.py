@@ -35,15 +35,33 @@ def differences(x: Floats, positive: Mask) -> Floats:
     return x[positive] - x[~positive].mean(axis=0)
 
 
+def leading_axes(rows: Floats, k: int) -> tuple[Floats, Floats]:
+    """The k principal axes of rows about zero, [k, d], and the rows' summed squares along them, [k]; zeros beyond their rank.
+
+    From the smaller of the two products of inner or outer kind, of which only the leading eigenvectors are computed.
+    """
+    n, d = rows.shape
+    product = rows @ rows.T if n < d else rows.T @ rows
+    size = len(product)
+    squares, vectors = linalg.eigh(product, subset_by_index=[max(0, size - k), size - 1])
+    squares, vectors = np.maximum(squares[::-1], 0), vectors[:, ::-1].T
+    real = squares > 1e-10 * max(float(squares[0]), 1e-300)
+    axes = np.zeros((k, d))
+    found = vectors[real] @ rows / np.sqrt(squares[real])[:, None] if n < d else vectors[real]
+    axes[: len(found)] = found
+    return axes, np.pad(np.where(real, squares, 0.0), (0, k - len(squares)))
+
+
 def principal(component: int) -> Method:
-    """The k-th principal axis (from 0) of the differences, about zero and not about their mean.
+    """The k-th principal axis (from 0) of the differences, about zero and not about their mean, turned towards the emotion.
 
     So the displacement from the reference, which all texts share, counts as variance; centring, as PCA of paired differences
     would without the random order of pairs of Zou et al. (2023, Representation Engineering), removes just that.
     """
 
     def fit(x: Floats, positive: Mask) -> Floats:
-        return np.asarray(linalg.svd(differences(x, positive), full_matrices=False)[2][component])
+        axis = leading_axes(differences(x, positive), component + 1)[0][component]
+        return -axis if axis @ mean_difference(x, positive) < 0 else axis
 
     return fit
 
@@ -101,6 +119,21 @@ def method_named(name: str) -> Method:
     if re.fullmatch(r"pc[1-9]\d{0,3}", name):
         return principal(int(name[2:]) - 1)
     raise UserError(f"method {name!r} is not known: use mean_diff, pc1 (pc2, ...), lda or logistic")
+
+
+def parse_direction(text: str) -> tuple[str, int | None]:
+    """Reads `mean_diff`, `pc1`, `lda`, `logistic` or `subspace:K` as a method's name and, for a subspace, its rank.
+
+    Raises:
+        UserError: if it is none of these.
+    """
+    name, colon, rank = text.partition(":")
+    if name == "subspace" and re.fullmatch(r"[1-9]\d{0,3}", rank):
+        return name, int(rank)
+    if colon or name == "subspace":
+        raise UserError(f"direction {text!r} is not known: a subspace is given with its rank, as in subspace:3")
+    method_named(name)
+    return name, None
 
 
 def contrasts(labels: Sequence[str], reference: str | None) -> Iterator[tuple[str, npt.NDArray[np.intp], Mask]]:
@@ -199,8 +232,8 @@ def balanced_accuracy(correct: Mask, positive: Mask) -> dict[str, float]:
     mean = float(shares.mean())
     return {
         "accuracy": mean,
-        "accuracy_low": mean - float(np.linalg.norm(shares - low)) / 2,
-        "accuracy_high": mean + float(np.linalg.norm(high - shares)) / 2,
+        "accuracy_low": max(0.0, mean - float(np.linalg.norm(shares - low)) / 2),
+        "accuracy_high": min(1.0, mean + float(np.linalg.norm(high - shares)) / 2),
     }
 
 

@@ -12,7 +12,7 @@ import pandas as pd
 from scipy import linalg
 
 from emo_mlflow.errors import UserError
-from emo_mlflow.readout import Floats, Mask, contrasts, differences
+from emo_mlflow.readout import Floats, Mask, contrasts, differences, leading_axes
 from emo_mlflow.types import FloatArray
 
 QUANTILES = (0.025, 0.975)
@@ -52,10 +52,10 @@ def principal_axes(x: Floats, positive: Mask, k: int) -> tuple[Floats, Floats]:
 
     The variance is about the reference's mean, so the axes hold the displacement that an emotion's texts share.
     """
-    _, singular, axes = linalg.svd(differences(x, positive), full_matrices=False)
-    total = float((singular**2).sum())
-    shares = singular[:k] ** 2 / total if total else np.zeros(k)
-    return axes[:k], shares
+    rows = differences(x, positive)
+    axes, squares = leading_axes(rows, k)
+    total = float((rows**2).sum())
+    return axes, squares / total if total else squares
 
 
 def fit_subspaces(values: FloatArray, labels: Sequence[str], reference: str | None, k: int) -> Subspaces:

@@ -73,7 +73,7 @@ def prepare(config: SweepConfig, directions_file: Path | None = None) -> Inputs:
     else:
         config = replace(config, emotions=prompts.emotions)
     scorers = load_scorers(config.scorers)
-    check(spec)
+    check(spec, device, getattr(torch, config.dtype))
     return Inputs(config, prompts, scorers, spec, device, directions_file)
 
 

@@ -24,6 +24,7 @@ from emo_mlflow.report import fonts
 from emo_mlflow.report.blocks import Bullets, Heading, Paragraph, Table, to_html, to_markdown
 from emo_mlflow.report.comparison import check_language, without_formulas, write_comparison
 from emo_mlflow.report.comparison_text import answer
+from emo_mlflow.report.highlights import strongest
 from emo_mlflow.report.texts import LANGUAGES, texts
 
 HOSTILE = "<script>alert(1)</script> | `x` *y* ![a](b) \n# z"
@@ -210,3 +211,13 @@ def test_alignment_has_a_figure(tmp_path: Path) -> None:
     found = replace(comparison(), tables={**comparison().tables, "k_selection": k_selection(pd.DataFrame(rows), 100)})
     write_comparison(found, tmp_path)
     assert (tmp_path / "figures" / "overlap_curves.png").is_file() and (tmp_path / "k_selection.csv").is_file()
+
+
+def test_the_forest_shows_own_labels_first_and_no_broken_text() -> None:
+    """Guards against a figure of scores that move by 0.0001, or of conditions whose text is noise, because their d_z is large."""
+    table = strongest(comparison(), 24)
+    own = table[~table["other"]]
+    assert len(own) == 6 and table.index.tolist()[:6] == own.index.tolist()
+    assert (table["alpha"] < 4).all() and (table["mean_diff"].abs() >= 0.01).all()
+    assert not table["metric"].str.startswith("fluency.").any()
+    assert not table.duplicated(["model", "emotion", "metric"]).any()

@@ -41,7 +41,7 @@ ORDER = (
 
 PLUGINS = {f"{EVALUATORS}.{name}" for name in ("plugin", "pyfunc", "served_model", "genai")}
 ALLOWED = {
-    "mlflow": {"emo_mlflow.tracking", "emo_mlflow.sweeps", "emo_mlflow.cli", *PLUGINS},
+    "mlflow": {f"emo_mlflow.{name}" for name in ("tracking", "sweeps", "comparison_run", "cli")} | PLUGINS,
     "onnxruntime": {"emo_mlflow.scorers", f"{EVALUATORS}.graph"},
     "click": {"emo_mlflow.cli"},
 }

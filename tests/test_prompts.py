@@ -109,8 +109,8 @@ def test_without_neutral_the_others_are_the_reference(tmp_path):
 
 def test_duplicates_are_dropped_and_counted(tmp_path):
     """A text that repeats, in another case, punctuation, role or under another emotion, counts once, and for fitting first."""
-    table = rows(role="fit") + [{"text": f"Open {i}", "emotion": "neutral", "role": "test"} for i in range(3)]
-    table += [{"text": "JOY text, number 0!", "emotion": "neutral", "role": "test"}]
+    table = [*rows(role="fit"), *({"text": f"Open {i}", "emotion": "neutral", "role": "test"} for i in range(3))]
+    table.append({"text": "JOY text, number 0!", "emotion": "neutral", "role": "test"})
     with pytest.warns(UserWarning, match="1 of 16"):
         found = load_prompts(write(tmp_path / "mine.jsonl", table), max_samples=100)
     assert found.n_duplicates == 1 and len(found.test) == 3
@@ -132,7 +132,7 @@ def test_the_hash_is_of_the_texts_in_any_order(builtin):
         ([*rows(), {"text": "x", "emotion": "joy", "role": "train"}], "row 13.*train"),
         ([*rows(), {"text": "x", "emotion": "joy", "role": "test"}], "some texts only"),
         (rows(role="fit"), "no neutral texts to test on"),
-        (rows(n=1, role="fit") + [{"text": "Open", "emotion": "neutral", "role": "test"}], "at least 2"),
+        ([*rows(n=1, role="fit"), {"text": "Open", "emotion": "neutral", "role": "test"}], "at least 2"),
         ([{"text": "x"}], "emotion"),
     ],
 )

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from emo_mlflow.errors import UserError
-from emo_mlflow.steering import RowEdits, first_stale_position, make_patch, patched_positions, schedule_factors
+from emo_mlflow.schedules import schedule_factors
+from emo_mlflow.steering import RowEdits, first_stale_position, make_patch, patched_positions
 from emo_mlflow.types import Condition
 
 D = 16

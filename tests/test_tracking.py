@@ -10,6 +10,7 @@ import sys
 import time
 import urllib.request
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -207,7 +208,7 @@ def test_examples_open_in_mlflows_table_viewer(store):
     client = MlflowClient(store)
     tags = client.get_run(run_id).data.tags
     assert {"path": "examples.json", "type": "table"} in json.loads(tags["mlflow.loggedArtifacts"])
-    table = json.loads(open(client.download_artifacts(run_id, "examples.json"), encoding="utf-8").read())
+    table = json.loads(Path(client.download_artifacts(run_id, "examples.json")).read_text(encoding="utf-8"))
     assert set(table) == {"columns", "data"} and {"prompt", "baseline", "patched"} <= set(table["columns"])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from emo_mlflow.comparison.families import SIGNIFICANT
@@ -54,9 +55,13 @@ def _of_emotion(effects: pd.DataFrame, specific: pd.DataFrame, target: str) -> p
     table["p_random"] = random["p"]
     table["gain"] = table["specific"].fillna(table["effect"])
     table["nll_rise"], table["distinct_2_drop"] = changes["nll"], -changes["distinct_2"]
-    repeats, unlikely = table["distinct_2_drop"] > DISTINCT_2_LIMIT, table["nll_rise"] > NLL_LIMIT
-    table["broken"] = np.select([repeats, unlikely], ["repeats", "nll"], "")
+    table["broken"] = how_broken(table["nll_rise"], table["distinct_2_drop"])
     return table.reset_index()
+
+
+def how_broken(nll_rise: pd.Series, distinct_2_drop: pd.Series) -> npt.NDArray[np.str_]:
+    """By condition: "repeats" or "nll" if it breaks the text, and otherwise an empty text."""
+    return np.select([distinct_2_drop > DISTINCT_2_LIMIT, nll_rise > NLL_LIMIT], ["repeats", "nll"], "")
 
 
 def _with_front(table: pd.DataFrame) -> pd.DataFrame:

@@ -15,7 +15,7 @@ from emo_mlflow.report import comparison_points as points
 from emo_mlflow.report import comparison_text as words
 from emo_mlflow.report.blocks import Block, Heading, Paragraph, Picture, to_html, to_markdown
 from emo_mlflow.report.fonts import families, styled
-from emo_mlflow.report.highlights import examples, highlights, strongest
+from emo_mlflow.report.highlights import SMALLEST_CHANGE, examples, highlights, strongest
 from emo_mlflow.report.style import save
 from emo_mlflow.report.texts import texts
 from emo_mlflow.statistics.power import TARGET
@@ -115,7 +115,7 @@ def _figures(comparison: Comparison, shown: pd.DataFrame, folder: Path, language
         for name, figure in figures.items():
             if figure is not None:
                 save(figure, folder / "figures" / f"{name}.png")
-                blocks.append(Picture(f"figures/{name}.png", t[f"caption_{name}"]))
+                blocks.append(Picture(f"figures/{name}.png", t[f"caption_{name}"].format(smallest=SMALLEST_CHANGE)))
     if figures["dose_curves"] is None:
         blocks.append(Paragraph(t["no_dose"]))
     return blocks

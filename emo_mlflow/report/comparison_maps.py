@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -17,6 +17,7 @@ from emo_mlflow.comparison.families import SIGNIFICANT
 from emo_mlflow.comparison.records import records
 from emo_mlflow.report.highlights import setting_name
 from emo_mlflow.report.style import DIVERGING, INK, MUTED, new_figure
+from emo_mlflow.statistics.moments import Floats, Mask
 from emo_mlflow.targets import target_metric
 
 LARGEST_D = 3.0  # the scale ends here: beyond it, effects differ in how little they vary
@@ -43,7 +44,7 @@ def layer_maps(comparison: Comparison, t: Mapping[str, str]) -> Figure | None:
     columns = max(own.loc[own["model"] == model, "layer"].nunique() for model in models)
     limit = min(LARGEST_D, float(np.nanmax(own["d_z"].abs(), initial=0.5)))
     heights = [len(rows[model]) + 1.6 for model in models]
-    figure = new_figure(min(12.0, 3.4 + 0.36 * columns), 0.7 + 0.27 * sum(heights))
+    figure = new_figure(min(12.0, max(5.5, 2.6 + 0.42 * columns)), 1.3 + 0.27 * sum(heights))
     image = None
     panels = figure.subplots(len(models), 1, squeeze=False, height_ratios=heights)[:, 0]
     for axes, model in zip(panels, models, strict=True):
@@ -67,10 +68,7 @@ def layer_maps(comparison: Comparison, t: Mapping[str, str]) -> Figure | None:
                 axes.axhline(row - 0.5, color="white", lw=2.5)
     panels[-1].set_xlabel(t["axis_layer"])
     assert image is not None
-    bar = figure.colorbar(
-        image, ax=list(panels), pad=0.015, aspect=30, extend="both" if limit == LARGEST_D else "neither"
-    )
-    bar.set_label(t["axis_dz_own"])
+    _scale(figure, image, list(panels), t["axis_dz_own"], "both" if limit == LARGEST_D else "neither")
     return figure
 
 
@@ -88,7 +86,7 @@ def metric_matrix(comparison: Comparison, shown: pd.DataFrame, t: Mapping[str, s
     ]
     values, p = (grid.to_numpy(dtype=float) for grid in grids)
     names = [f"{row['emotion']}, {row['model']}\n{setting_name(row, t)}" for row in records(shown)]
-    figure = new_figure(min(13.0, 3.6 + 0.27 * len(metrics)), 2.3 + 0.4 * len(shown))
+    figure = new_figure(min(13.0, 3.6 + 0.27 * len(metrics)), 2.9 + 0.4 * len(shown))
     axes = figure.subplots()
     limit = float(np.nanmax(np.abs(values), initial=1e-3))
     image = draw_map(axes, values, ~(p < SIGNIFICANT), limit)
@@ -98,12 +96,20 @@ def metric_matrix(comparison: Comparison, shown: pd.DataFrame, t: Mapping[str, s
         axes.add_patch(
             Rectangle((metrics.index(target) - 0.5, row - 0.5), 1, 1, fill=False, edgecolor=INK, lw=1.6, clip_on=False)
         )
-    figure.colorbar(image, ax=axes, pad=0.01, shrink=0.9).set_label(t["axis_change"])
+    _scale(figure, image, [axes], t["axis_change"], "neither")
     return figure
 
 
-def draw_map(axes: Axes, values: np.ndarray, unsure: np.ndarray, limit: float) -> AxesImage:
-    """A heat map of [rows, columns]: numbers or minus signs beside colours, crosses where it is not significant."""
+def _scale(figure: Figure, image: AxesImage, panels: list[Axes], label: str, ends: Literal["both", "neither"]) -> None:
+    """A colour bar above, where its label has room however few rows there are."""
+    bar = figure.colorbar(
+        image, ax=panels, location="top", pad=0.02, shrink=0.5, aspect=36, extend=ends, anchor=(0.0, 0.0)
+    )
+    bar.set_label(label)
+
+
+def draw_map(axes: Axes, values: Floats, unsure: Mask, limit: float) -> AxesImage:
+    """A heat map of [rows, columns] with numbers, in parentheses where unsure; or with crosses there and signs beside colours."""
     image = axes.imshow(values, cmap=DIVERGING, vmin=-limit, vmax=limit, aspect="auto")
     axes.set_facecolor("#dddddd")
     axes.tick_params(length=0)
@@ -113,12 +119,14 @@ def draw_map(axes: Axes, values: np.ndarray, unsure: np.ndarray, limit: float) -
     for (row, column), value in np.ndenumerate(values):
         if np.isnan(value):
             continue
-        dark = abs(value) > 0.6 * limit
-        if unsure[row, column]:
-            axes.plot(column, row, marker="x", ms=4.5, mew=0.9, color="white" if dark else MUTED)
-        elif numbered:
-            text = f"{value:+.1f}" if limit >= 1 else f"{value:+.2f}".replace("0.", ".")
-            axes.text(column, row, text, ha="center", va="center", fontsize=7, color="white" if dark else INK)
+        shade = "white" if abs(value) > 0.6 * limit else INK
+        if numbered:
+            digits = 1 if limit >= 1 else 2
+            text = f"{round(value, digits) or 0.0:+.{digits}f}"
+            text = f"({text})" if unsure[row, column] else text
+            axes.text(column, row, text, ha="center", va="center", fontsize=7, color=shade)
+        elif unsure[row, column]:
+            axes.plot(column, row, marker="x", ms=4.5, mew=0.9, color=MUTED if shade == INK else shade)
         elif value < 0:
-            axes.text(column, row, "-", ha="center", va="center", fontsize=8, color="white" if dark else INK)
+            axes.text(column, row, "-", ha="center", va="center", fontsize=8, color=shade)
     return image

@@ -36,6 +36,8 @@ def forest(strongest: pd.DataFrame, t: Mapping[str, str]) -> Figure | None:
         axes.plot(row["d_z"], y, marker="o", ms=5.5, mfc=face, mec=INK, zorder=3)
         names.append(f"{row['model']}: {row['emotion']} → {row['metric']} ({setting_name(row, t)})")
     axes.axvline(0, color=MUTED, lw=0.9)
+    if 0 < (own := int((~strongest["other"]).sum())) < len(strongest):
+        axes.axhline(own - 0.5, color=MUTED, lw=0.7, ls=":")
     axes.set_yticks(range(len(names)), names, fontsize=8)
     axes.set_ylim(len(names) - 0.4, -0.6)
     if largest > FAR:
@@ -115,7 +117,8 @@ def pareto(comparison: Comparison, t: Mapping[str, str]) -> Figure | None:
                 edgecolor=colour,
                 zorder=2,
             )
-            front = own[own["on_front"] & ~broken & (own["gain"] > 0)].sort_values("nll_rise")
+            front = own[~broken & (own["gain"] > 0)].sort_values("nll_rise")
+            front = front[front["gain"] >= front["gain"].cummax()]
             axes.plot(front["nll_rise"], front["gain"], color=colour, lw=0.9, ls=LINES[i % len(LINES)], zorder=1)
         axes.set_title(model)
         axes.axhline(0, color=MUTED, lw=0.8, zorder=0)

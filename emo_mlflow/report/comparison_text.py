@@ -28,13 +28,18 @@ def _raised(comparison: Comparison, t: Words) -> str:
     known = table[table["reason"] != "no_target"]
     if not len(known):
         return t["raised_untargeted"]
-    untested = all(source.conditions["draw"].isna().all() for source in comparison.sources)
-    found = known[known["reason"].isin(["untested"] if untested else ["specific", "beyond_random"])]
-    if not len(found):
-        return t["raised_none"].format(total=len(known))
-    best = records(found.sort_values("gain", ascending=False))[0]
-    template = t["raised_untested" if untested else "raised"]
-    return template.format(raised=len(found), total=len(known), **best)
+    groups = {reason: records(known[known["reason"] == reason]) for reason in ("specific", "beyond_random", "untested")}
+    beyond = len(groups["beyond_random"])
+    for reason, template in (
+        ("specific", "raised"),
+        ("untested", "raised_untested"),
+        ("beyond_random", "raised_unsure"),
+    ):
+        if found := groups[reason]:
+            best = max(found, key=lambda row: float(row["gain"]))
+            more = t["raised_more"].format(beyond=beyond) if beyond else ""
+            return t[template].format(sure=len(found), total=len(known), beyond=beyond, more=more, **best)
+    return t["raised_none"].format(total=len(known))
 
 
 def _tests(comparison: Comparison, t: Words) -> str:
@@ -52,6 +57,7 @@ def _tests(comparison: Comparison, t: Words) -> str:
         bonferroni=int((effects["p_bonferroni"] < SIGNIFICANT).sum()),
         family=t["family_columns"].format(columns=columns) if columns else t["family_comparison"],
         beyond=int(beyond.sum()),
+        chance=round(float(specific["smallest_p"].sum())),
         specific=found,
         reach=t["tests_reach"].format(draws=draws, smallest=smallest) if too_few else "",
     )

@@ -11,10 +11,13 @@ import pandas as pd
 from emo_mlflow.comparison import Comparison
 from emo_mlflow.comparison.families import SIGNIFICANT
 from emo_mlflow.comparison.records import records
-from emo_mlflow.comparison.responses import Responses
+from emo_mlflow.comparison.responses import FLUENCY, Responses
+from emo_mlflow.comparison.tradeoff import how_broken
 from emo_mlflow.statistics.moments import Floats
+from emo_mlflow.targets import target_metric
 
 FLUENCY_PREFIX = "fluency."
+SMALLEST_CHANGE = 0.01  # of a score
 
 
 def highlights(comparison: Comparison) -> pd.DataFrame:
@@ -41,16 +44,25 @@ def highlights(comparison: Comparison) -> pd.DataFrame:
 
 
 def strongest(comparison: Comparison, most: int) -> pd.DataFrame:
-    """Rows of `effect_sizes`, significant (BH) first, by |hedges_g|: the strongest per model, emotion, metric."""
+    """Rows of `effect_sizes`: of each model, emotion and metric the strongest, significant (BH) first and by |hedges_g|.
+
+    Each emotion's own label comes before what else changed. Conditions that break the text are left out, and changes of
+    less than SMALLEST_CHANGE, which can have a large d_z where a score hardly moves at all.
+    """
     table = comparison.tables["effect_sizes"]
-    table = table[table["d_z"].notna() & ~table["metric"].str.startswith(FLUENCY_PREFIX)]
-    table = table.assign(size=table["hedges_g"].abs(), weak=table["p_bh"] >= SIGNIFICANT)
-    table = table.sort_values(["weak", "size"], ascending=[True, False])
+    fluency = table.pivot_table(index=["model", "condition_id"], columns="metric", values="mean_diff", dropna=False)
+    broken = how_broken(fluency[FLUENCY["nll"]], -fluency[FLUENCY["distinct_2"]]) != ""
+    table = table[~pd.MultiIndex.from_frame(table[["model", "condition_id"]]).isin(fluency.index[broken])]
+    table = table[(table["mean_diff"].abs() >= SMALLEST_CHANGE) & ~table["metric"].str.startswith(FLUENCY_PREFIX)]
+    metrics = set(table["metric"])
+    other = [target_metric(e, metrics) != m for e, m in zip(table["emotion"], table["metric"], strict=True)]
+    table = table.assign(other=other, size=table["hedges_g"].abs(), weak=table["p_bh"] >= SIGNIFICANT)
+    table = table.dropna(subset=["size"]).sort_values(["other", "weak", "size"], ascending=[True, True, False])
     best = table.drop_duplicates(["model", "emotion", "metric"])
     # Every emotion of every model has a place before any has a second.
-    place = best.groupby(["model", "emotion"]).cumcount()
-    chosen = best.assign(place=place).sort_values(["place", "weak", "size"], ascending=[True, True, False]).head(most)
-    return chosen.sort_values(["weak", "size"], ascending=[True, False])
+    best = best.assign(place=best.groupby(["model", "emotion"]).cumcount())
+    chosen = best.sort_values(["place", "weak", "size"], ascending=[True, True, False]).head(most)
+    return chosen.sort_values(["other", "weak", "size"], ascending=[True, True, False])
 
 
 def sweep_of(comparison: Comparison, model: str) -> Responses:

@@ -14,7 +14,7 @@ from emo_mlflow.results import KEYS, SweepResult
 
 EXAMPLES_PER_EMOTION = 8
 MARKDOWN = str.maketrans(
-    {c: f"\\{c}" for c in "\\`*_{}[]()#+!|~$"} | {"<": "&lt;", ">": "&gt;", "&": "&amp;", "\n": " ⏎ ", "\r": " "}
+    {c: f"\\{c}" for c in "\\`*_[]|~$"} | {"<": "&lt;", ">": "&gt;", "&": "&amp;", "\n": " ⏎ ", "\r": " "}
 )
 
 
