@@ -14,10 +14,11 @@ _PUBLIC = {
     "UserError": "emo_mlflow.errors",
     "load_sweep": "emo_mlflow.sweeps",
     "find_sweeps": "emo_mlflow.sweeps",
+    "compare": "emo_mlflow.comparison_run",
     "score": "emo_mlflow.scorers",
 }
 
-__all__ = ["UserError", "__version__", "find_sweeps", "load_sweep", "score"]
+__all__ = ["UserError", "__version__", "compare", "find_sweeps", "load_sweep", "score"]
 
 
 def __getattr__(name: str) -> Any:

@@ -98,7 +98,9 @@ def _eager_attention(model: PreTrainedModel) -> Iterator[None]:
 
 
 @torch.inference_mode()
-def token_states(stack: BlockStack, texts: Sequence[Tokens], positions: Sequence[Sequence[int]], site: Site) -> FloatArray:
+def token_states(
+    stack: BlockStack, texts: Sequence[Tokens], positions: Sequence[Sequence[int]], site: Site
+) -> FloatArray:
     """The residual stream at chosen positions of each text, float32 [sum of positions, n_layers, d_model], texts in order.
 
     Args:

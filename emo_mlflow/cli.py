@@ -146,11 +146,11 @@ def export_legacy_command(run_id: str, out: Path, tracking_uri: str | None) -> N
 @click.option(
     "--out", type=click.Path(file_okay=False, path_type=Path), required=True, help="Folder to write the scorer into."
 )
-@click.option("--epochs", type=click.IntRange(1), default=3, show_default=True)
+@click.option("--epochs", type=click.IntRange(1), default=2, show_default=True)
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option(
     "--cross-validate/--no-cross-validate",
-    default=True,
+    default=False,
     show_default=True,
     help="Measure politeness on held-out folds.",
 )
@@ -170,9 +170,11 @@ def train_scorer_command(data: Path, out: Path, epochs: int, seed: int, cross_va
 @click.option("--optimize", is_flag=True, help="Let ONNX Runtime optimise the graph first.")
 def export_command(scorer: str, precision: Any, optimize: bool) -> None:
     """Export a classifier to ONNX, checked against PyTorch, into the cache that sweeps read from."""
+    from emo_mlflow.cards import SETS
     from emo_mlflow.evaluators.export import export_scorer
 
-    click.echo(export_scorer(scorer, precision, optimize))
+    for source in SETS.get(scorer, (scorer,)):
+        click.echo(export_scorer(source, precision, optimize))
 
 
 if __name__ == "__main__":

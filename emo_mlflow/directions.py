@@ -102,7 +102,10 @@ def fit_directions(
     return Fit(
         choose_direction(direction, means, labels, reference, site),
         norms.mean(axis=0),
-        {emotion: rows["accuracy"].to_numpy(np.float32) for emotion, rows in judged.groupby("emotion", sort=False)},
+        {
+            str(emotion): rows["accuracy"].to_numpy(np.float32)
+            for emotion, rows in judged.groupby("emotion", sort=False)
+        },
     )
 
 
@@ -150,7 +153,9 @@ def load_directions(path: Path) -> tuple[dict[str, Direction], dict[str, str]]:
             metadata = dict(file.metadata() or {})
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - a safetensors handle is no dict
     except (OSError, SafetensorError) as error:
-        raise UserError(f"cannot read directions from {path}: {error}; give a safetensors file or the id of a run") from None
+        raise UserError(
+            f"cannot read directions from {path}: {error}; give a safetensors file or the id of a run"
+        ) from None
     site = metadata.get("site")
     if site not in ("resid_pre", "resid_post"):
         raise UserError(f"{path} does not say at which site its directions were measured (metadata 'site')")
@@ -161,13 +166,20 @@ def load_directions(path: Path) -> tuple[dict[str, Direction], dict[str, str]]:
         basis = tensors.get(name + BASIS)
         if vectors.ndim != 2 or (basis is not None and (basis.ndim != 3 or basis.shape[::2] != vectors.shape)):
             raise UserError(f"{path}: direction {name!r} has shape {vectors.shape}; expected [n_layers, d_model]")
-        found[name] = Direction(name, site, vectors.astype(np.float32), None if basis is None else basis.astype(np.float32))
+        found[name] = Direction(
+            name, site, vectors.astype(np.float32), None if basis is None else basis.astype(np.float32)
+        )
     return found, metadata
 
 
 def check_directions(
-    directions: Mapping[str, Direction], metadata: Mapping[str, str], *, emotions: Sequence[str], site: Site,
-    shape: tuple[int, int], fingerprint: str,
+    directions: Mapping[str, Direction],
+    metadata: Mapping[str, str],
+    *,
+    emotions: Sequence[str],
+    site: Site,
+    shape: tuple[int, int],
+    fingerprint: str,
 ) -> None:
     """Refuses directions that do not belong to the model and the sweep.
 

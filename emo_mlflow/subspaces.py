@@ -70,7 +70,9 @@ def fit_subspaces(values: FloatArray, labels: Sequence[str], reference: str | No
     check_components(k, labels, reference, values.shape[2])
     bases, explained = {}, {}
     for emotion, used, positive in contrasts(labels, reference):
-        found = [principal_axes(values[used, layer].astype(np.float64), positive, k) for layer in range(values.shape[1])]
+        found = [
+            principal_axes(values[used, layer].astype(np.float64), positive, k) for layer in range(values.shape[1])
+        ]
         bases[emotion] = np.stack([axes for axes, _ in found]).astype(np.float32)
         explained[emotion] = np.stack([shares for _, shares in found]).astype(np.float32)
     return Subspaces(bases, explained)
@@ -92,9 +94,7 @@ def overlap(cosines: Floats) -> Floats:
 
 def largest_angle(cosines: Floats) -> Floats:
     """The largest principal angle in degrees between the leading k axes, for k = 1..K; arguments as `overlap`."""
-    found = [
-        np.linalg.svd(cosines[..., :k, :k], compute_uv=False)[..., -1] for k in range(1, cosines.shape[-1] + 1)
-    ]
+    found = [np.linalg.svd(cosines[..., :k, :k], compute_uv=False)[..., -1] for k in range(1, cosines.shape[-1] + 1)]
     return np.degrees(np.arccos(np.clip(np.stack(found, axis=-1), 0, 1)))
 
 
@@ -127,7 +127,12 @@ def bootstrap_cosines(x: Floats, positive: Mask, axes: Floats, n_bootstrap: int,
 
 
 def stability(
-    values: FloatArray, labels: Sequence[str], reference: str | None, subspaces: Subspaces, n_bootstrap: int, seed: int = 0
+    values: FloatArray,
+    labels: Sequence[str],
+    reference: str | None,
+    subspaces: Subspaces,
+    n_bootstrap: int,
+    seed: int = 0,
 ) -> pd.DataFrame:
     """How far each subspace would turn if other texts of the same kind had been given.
 

@@ -82,7 +82,9 @@ def export_vectors(settings: ExportSettings) -> str:
     vectors = {layer: injected(direction, layer) * np.float32(settings.alpha) for layer in layers}
     for layer, vector in vectors.items():
         if not np.isfinite(vector).all() or not vector.any():
-            raise UserError(f"the direction of {emotion!r} at layer {layer} is zero or not finite: leave this layer out")
+            raise UserError(
+                f"the direction of {emotion!r} at layer {layer} is zero or not finite: leave this layer out"
+            )
     settings.out.parent.mkdir(parents=True, exist_ok=True)
     if settings.format == "safetensors":
         kept = np.zeros_like(direction.vectors)
@@ -92,7 +94,9 @@ def export_vectors(settings: ExportSettings) -> str:
         return f"Wrote {settings.out}: sweep it with directions={settings.out}"
     model_type = settings.model_type or metadata.get("model_type")
     if not model_type:
-        raise UserError(f"{settings.directions} does not say what kind of model it is for: give --model-type, such as llama or gpt2")
+        raise UserError(
+            f"{settings.directions} does not say what kind of model it is for: give --model-type, such as llama or gpt2"
+        )
     shift = direction.site == "resid_pre"
     blocks = {layer - shift: vector for layer, vector in vectors.items()}
     if settings.format == "gguf":
@@ -105,8 +109,8 @@ def export_vectors(settings: ExportSettings) -> str:
 def _emotion(name: str | None, directions: Mapping[str, Direction]) -> str:
     if name is None and len(directions) == 1:
         return next(iter(directions))
-    if name not in directions:
-        raise UserError(f"emotion {name!r} is not in the file: give --emotion, one of {', '.join(directions)}")
+    if name is None or name not in directions:
+        raise UserError(f"emotion={name} is not in the file: give one of {', '.join(directions)}")
     return name
 
 
@@ -249,7 +253,9 @@ def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]
             metadata = dict(file.metadata() or {})
             return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118 - a safetensors handle is no dict
     except (SafetensorError, *UNREADABLE) as error:
-        raise UserError(f"cannot read {path} as safetensors: {_reason(error)}; give a .gguf or .safetensors file") from None
+        raise UserError(
+            f"cannot read {path} as safetensors: {_reason(error)}; give a .gguf or .safetensors file"
+        ) from None
 
 
 def _blocks(path: Path, tensors: Mapping[str, np.ndarray]) -> dict[int, FloatArray]:
@@ -258,12 +264,20 @@ def _blocks(path: Path, tensors: Mapping[str, np.ndarray]) -> dict[int, FloatArr
         number = re.search(r"(?:^|\.)(\d{1,4})$", name)
         if number is None or int(number[1]) in found:
             raise UserError(f"{path}: tensor {name!r} does not name one block: names such as direction.12 are expected")
-        if values.ndim != 1 or values.dtype not in (np.float32, np.float16, np.float64) or not np.isfinite(values).all():
-            raise UserError(f"{path}: {name!r} is not one vector of finite floats but {values.dtype} {list(values.shape)}")
+        if (
+            values.ndim != 1
+            or values.dtype not in (np.float32, np.float16, np.float64)
+            or not np.isfinite(values).all()
+        ):
+            raise UserError(
+                f"{path}: {name!r} is not one vector of finite floats but {values.dtype} {list(values.shape)}"
+            )
         found[int(number[1])] = values.astype(np.float32)
     widths = {len(vector) for vector in found.values()}
     if len(widths) != 1:
-        raise UserError(f"{path} has {'no vectors' if not widths else f'vectors of different widths: {sorted(widths)}'}")
+        raise UserError(
+            f"{path} has {'no vectors' if not widths else f'vectors of different widths: {sorted(widths)}'}"
+        )
     return found
 
 

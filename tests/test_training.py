@@ -202,7 +202,9 @@ def test_train_scorer_writes_a_folder_that_scores(
     out = tmp_path / "made"
     out.mkdir()
     (out / "stale").touch()
-    card = embedded_scorer.train_scorer(corpora_folder, out, epochs=2, seed=1)
+    quick = embedded_scorer.train_scorer(corpora_folder, out, epochs=1)
+    assert -1 <= quick.quality["politeness"]["pearson_r"] <= 1
+    card = embedded_scorer.train_scorer(corpora_folder, out, epochs=2, seed=1, cross_validate=True)
     assert sorted(path.name for path in out.iterdir()) == sorted([cards.CARD, cards.GRAPH, cards.TOKENIZER])
     assert cards.load_card(out / cards.CARD).quality == card.quality
     assert len(card.quality["politeness"]["pearson_r_by_fold"]) == 2

@@ -154,7 +154,8 @@ def _notes(sources: Sequence[Source]) -> tuple[Note, ...]:
         if len({_text(source.config[name]) for source in sources}) > 1:
             values = ", ".join(f"{source.label}: {_text(source.config[name])}" for source in sources)
             notes.append(Note("settings_differ", {"name": name, "values": values}))
-    if len(sources) > 1 and {source.config["alpha_unit"] for source in sources} == {"vector"}:
+    models = {source.facts["model_fingerprint"] for source in sources}
+    if len(models) > 1 and {source.config["alpha_unit"] for source in sources} == {"vector"}:
         notes.append(Note("alpha_in_vectors"))
     for source in sources:
         notes += _own_notes(source)

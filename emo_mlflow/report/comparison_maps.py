@@ -26,7 +26,7 @@ MOST_NUMBERS = 16  # columns up to which cells are numbered
 
 def condition_name(emotion: str, alpha: float, window: Any) -> str:
     """How a row names a setting at all layers."""
-    return f"{emotion}, α = {alpha:g}" + ("" if pd.isna(window) else f", W = {window}")
+    return f"{emotion}, α = {alpha:g}" + ("" if pd.isna(window) else f", W = {int(window)}")
 
 
 def layer_maps(comparison: Comparison, t: Mapping[str, str]) -> Figure | None:

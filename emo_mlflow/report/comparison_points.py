@@ -18,34 +18,27 @@ from emo_mlflow.report.style import INK, MARKERS, MUTED, PATCHED, new_figure
 LINES = ("-", "--", ":", "-.")
 SHADES = ("#222222", "#b35806", "#6a51a3", "#1b7837", "#2171b5", "#8c2d04")
 GRID = "#e3e3e3"
-FAR, FAR_TICKS = 12, (-300, -100, -30, -10, -3, -1, 0, 1, 3, 10, 30, 100, 300)
 
 
 def forest(strongest: pd.DataFrame, t: Mapping[str, str]) -> Figure | None:
-    """d_z with its BCa interval; hollow where BH finds nothing."""
+    """Mean changes with their BCa intervals, d_z beside them; hollow where BH finds nothing."""
     if not len(strongest):
         return None
-    figure = new_figure(8.2, 1.0 + 0.27 * len(strongest))
+    rows = records(strongest)
+    names = [f"{row['model']}: {row['emotion']} → {row['metric']} ({setting_name(row, t)})" for row in rows]
+    figure = new_figure(5.2 + 0.062 * max(map(len, names)), 1.0 + 0.27 * len(rows))
     axes = figure.subplots()
-    names = []
-    largest = float(np.nanmax(np.abs(strongest[["d_z", "d_bca_low", "d_bca_high"]].to_numpy(float))))
-    for y, row in enumerate(records(strongest)):
-        ends = [row["d_z"] if np.isnan(row[end]) else row[end] for end in ("d_bca_low", "d_bca_high")]
-        axes.plot(ends, [y, y], color=INK, lw=1.3, zorder=2)
+    for y, row in enumerate(rows):
+        axes.plot([row["diff_bca_low"], row["diff_bca_high"]], [y, y], color=INK, lw=1.3, zorder=2)
         face = INK if row["p_bh"] < SIGNIFICANT else "white"
-        axes.plot(row["d_z"], y, marker="o", ms=5.5, mfc=face, mec=INK, zorder=3)
-        names.append(f"{row['model']}: {row['emotion']} → {row['metric']} ({setting_name(row, t)})")
+        axes.plot(row["mean_diff"], y, marker="o", ms=5.5, mfc=face, mec=INK, zorder=3)
+        axes.text(1.01, y, f"d_z = {row['d_z']:+.2f}", transform=axes.get_yaxis_transform(), va="center", fontsize=8)
     axes.axvline(0, color=MUTED, lw=0.9)
     if 0 < (own := int((~strongest["other"]).sum())) < len(strongest):
         axes.axhline(own - 0.5, color=MUTED, lw=0.7, ls=":")
     axes.set_yticks(range(len(names)), names, fontsize=8)
     axes.set_ylim(len(names) - 0.4, -0.6)
-    if largest > FAR:
-        axes.set_xscale("symlog", linthresh=3)
-        ticks = [tick for tick in FAR_TICKS if abs(tick) <= max(10, largest)]
-        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-        axes.minorticks_off()
-    axes.set_xlabel(t["axis_dz"])
+    axes.set_xlabel(t["axis_change"])
     axes.grid(axis="x", color=GRID)
     axes.set_axisbelow(True)
     handles = [

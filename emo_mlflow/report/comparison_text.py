@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -38,8 +39,17 @@ def _raised(comparison: Comparison, t: Words) -> str:
         if found := groups[reason]:
             best = max(found, key=lambda row: float(row["gain"]))
             more = t["raised_more"].format(beyond=beyond) if beyond else ""
-            return t[template].format(sure=len(found), total=len(known), beyond=beyond, more=more, **best)
+            words = {"more": more, "chance": _by_chance(best, t)}
+            return t[template].format(sure=len(found), total=len(known), beyond=beyond, **words, **best)
     return t["raised_none"].format(total=len(known))
+
+
+def _by_chance(best: Mapping[str, Any], t: Words) -> str:
+    """How probable it is that one of the candidates, were they independent, rises above all draws by chance."""
+    chance = 1 - (1 - best["smallest_p"] / 2) ** best["candidates"]
+    if chance < SIGNIFICANT:
+        return ""
+    return t["raised_chance"].format(candidates=best["candidates"], draws=int(best["n_draws"]), chance=chance)
 
 
 def _tests(comparison: Comparison, t: Words) -> str:

@@ -64,7 +64,7 @@ def _finding(emotion: str, table: pd.DataFrame) -> Finding:
     metric = target or str(moved)
     candidates = effects[effects["metric"] == metric]
     size = candidates["mean_diff"] if target else candidates["mean_diff"].abs()
-    best: Mapping[str, Any] = candidates.iloc[int(size.fillna(-np.inf).to_numpy().argmax())].to_dict()
+    best: Mapping[Any, Any] = candidates.iloc[int(size.fillna(-np.inf).to_numpy().argmax())].to_dict()
     same = own[
         (own["layer"] == best["layer"])
         & (own["alpha"] == best["alpha"])

@@ -79,7 +79,7 @@ def draw_effects(comparison: Comparison, model: str, condition_id: str, metric: 
 
 def setting_name(row: Mapping[str, Any], t: Mapping[str, str]) -> str:
     """Layer and strength of a condition, and its window where it has one."""
-    window = "" if pd.isna(row["patch_window"]) else f", W = {row['patch_window']}"
+    window = "" if pd.isna(row["patch_window"]) else f", W = {int(row['patch_window'])}"
     return f"{t['short_layer']} {row['layer']}, α = {row['alpha']:g}{window}"
 
 

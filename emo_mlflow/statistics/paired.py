@@ -24,11 +24,12 @@ def paired_effects(baseline: Floats, patched: Floats, n_bootstrap: int = 2000, s
         seed: of the resamples and of random sign flips.
 
     Returns:
-        n (pairs); mean_baseline, mean_patched, mean_diff, sd_baseline, sd_patched, sd_diff;
-        d_z = mean_diff / sd_diff (Cohen 1988); d_av = mean_diff / mean of both sd (Lakens 2013); hedges_g = J(n-1) d_z;
-        diff_* and d_*: 95% intervals of mean_diff and d_z, percentile (low, high) and BCa (bca_low, bca_high), expanded
-        for small n as Hesterberg (2015) does; t and p_t (paired t test); wilcoxon and p_wilcoxon (signed ranks);
-        p_permutation (sign flips); reason: why values of the row are NaN, or an empty text.
+        n (pairs); mean_baseline, mean_patched, mean_diff, sd_baseline, sd_patched, sd_diff; d_z = mean_diff / sd_diff
+        (Cohen 1988); d_av = mean_diff / mean of both sd (Lakens 2013); hedges_g = J(n-1) d_z; diff_* and d_*: 95%
+        intervals of mean_diff and d_z, percentile (low, high) and BCa (bca_low, bca_high), expanded for small n as
+        Hesterberg (2015) does (below about ten pairs those of d run far out); t and p_t (paired t test); wilcoxon and
+        p_wilcoxon (signed ranks); p_permutation (sign flips); reason: why values of the row are NaN, or an empty
+        text.
 
     Raises:
         ValueError: if the shapes differ or are not two-dimensional, or a value is infinite.
