@@ -21,12 +21,12 @@ from mlflow.artifacts import download_artifacts
 from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException
 from mlflow.tracking.context.registry import resolve_tags
-from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_ARTIFACTS, MLFLOW_PARENT_RUN_ID
+from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_ARTIFACTS, MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE
 
 from emo_mlflow import __version__
 from emo_mlflow.directions import save_directions
 from emo_mlflow.errors import UserError
-from emo_mlflow.report.sweep import write_report
+from emo_mlflow.report.sweep import verdicts, write_report
 from emo_mlflow.results import SweepResult
 from emo_mlflow.types import SweepConfig
 
@@ -135,14 +135,13 @@ class SweepRun:
         """Opens the run to resume, or the one that `mlflow run` made, or a new one."""
         client = MlflowClient(tracking_uri)
         tags = {KIND: "sweep", VERSION: __version__, "emo.model": config.model, "emo.profile": config.profile}
+        name = f"sweep {Path(config.model).name}"
         run_id = run_id or os.environ.get("MLFLOW_RUN_ID")
         if run_id is None:
             experiment_id = _experiment_id(client, experiment)
-            run_id = client.create_run(
-                experiment_id, tags={**resolve_tags(), **tags}, run_name=f"sweep {config.model}"
-            ).info.run_id
+            run_id = client.create_run(experiment_id, tags={**resolve_tags(), **tags}, run_name=name).info.run_id
         else:
-            client.update_run(run_id, status="RUNNING")
+            client.update_run(run_id, status="RUNNING", name=name)
             for key, value in tags.items():
                 client.set_tag(run_id, key, value)
         return cls(client, run_id, config)
@@ -186,6 +185,7 @@ class SweepRun:
         with tempfile.TemporaryDirectory() as folder:
             write_artifacts(result, Path(folder))
             self.client.log_artifacts(self.run_id, folder)
+        self.client.set_tag(self.run_id, MLFLOW_RUN_NOTE, "\n".join(verdicts(result)))
         self.client.set_tag(
             self.run_id, MLFLOW_LOGGED_ARTIFACTS, json.dumps([{"path": "examples.json", "type": "table"}])
         )

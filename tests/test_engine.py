@@ -72,7 +72,7 @@ def assert_same_or_tied(stack: BlockStack, row: Row, tokens: tuple[int, ...], de
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 @given(
     scope=st.sampled_from([("window", 1), ("window", 3), ("window", 5), ("generated", None), ("all", None)]),
     schedule=st.sampled_from(["constant", "linear", "exponential:2", "1,0,2"]),

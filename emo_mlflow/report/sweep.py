@@ -36,6 +36,11 @@ def verdict(found: Finding) -> str:
     return f"{text}; NLL {found.nll_baseline:.2f} to {found.nll:.2f}."
 
 
+def verdicts(result: SweepResult) -> list[str]:
+    """A Markdown bullet per emotion: what its direction did at its strongest condition."""
+    return [f"- {escape(verdict(item))}" for item in findings(result)]
+
+
 def summary_lines(result: SweepResult) -> list[str]:
     """One screen for the terminal: per emotion its strongest condition."""
     header = f"{'emotion':<12}{'metric':<26}{'layer':>5}{'alpha':>7}{'base':>7}{'patched':>9}{'diff':>7}{'d_z':>7}{'random':>8}{'NLL':>12}"
@@ -107,7 +112,7 @@ def write_report(result: SweepResult, folder: Path) -> None:
 def _markdown(result: SweepResult, found: Sequence[Finding], examples: pd.DataFrame) -> str:
     config = result.config
     lines = [f"# Sweep of {escape(config.model)}", ""]
-    lines += [f"- {escape(verdict(item))}" for item in found]
+    lines += verdicts(result)
     lines += [
         "",
         "Each is the condition with the largest change of that emotion's own label, of all layers and strengths that were tried, so its size is",
