@@ -31,8 +31,6 @@ EMOTIONS = ("gratitude", "anger", "apology", "neutral")
 @pytest.fixture
 def place(tmp_path, monkeypatch):
     """A folder with a model, a scorer and a data set, a store of its own, and a cache of its own."""
-    for name in ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME"):
-        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("EMO_MLFLOW_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     save_tiny(tmp_path / "model", "gpt2")

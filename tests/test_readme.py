@@ -22,7 +22,6 @@ def test_the_python_example_runs(tmp_path, monkeypatch, capsys):
     """Against a store that holds a sweep, the code of the README runs as it stands."""
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
     MlflowClient(uri).create_experiment("study", artifact_location=str(tmp_path / "artifacts"))
     result = synthetic_sweep("smollm2-135m", n_prompts=4, n_layers=3, n_random=1)
     with SweepRun.open(result.config, experiment="study") as run:

@@ -30,8 +30,6 @@ ARTIFACTS = {
 
 @pytest.fixture
 def store(tmp_path, monkeypatch):
-    for name in ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME"):
-        monkeypatch.delenv(name, raising=False)
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     MlflowClient(uri).create_experiment("study", artifact_location=str(tmp_path / "artifacts"))
     return uri
@@ -217,7 +215,6 @@ def test_examples_open_in_mlflows_table_viewer(store):
 @pytest.mark.slow
 def test_against_a_real_server(tmp_path, monkeypatch):
     """Over HTTP with proxied artifacts, as a remote reader has it."""
-    monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
     port = free_port()
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
                "--backend-store-uri", f"sqlite:///{tmp_path}/mlflow.db", "--artifacts-destination", str(tmp_path / "artifacts")]  # fmt: skip
