@@ -85,7 +85,7 @@ background: #fff;
   max-width: 62rem; margin: 2rem auto; padding: 0 1.2rem; }
 h1 { font-size: 1.7rem; } h2 { font-size: 1.25rem; margin-top: 2.2rem; border-bottom: 1px solid #ddd; padding-bottom:
 .2rem; } .scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: .85rem; margin: .8rem 0; } th, td
-{ border: 1px solid #d0d0d0; padding: .3rem .5rem; text-align: left; vertical-align: top; overflow-wrap: anywhere;
+{ border: 1px solid #d0d0d0; padding: .3rem .5rem; text-align: left; vertical-align: top; overflow-wrap: break-word;
 min-width: 3.2rem; } th { background: #f3f3f3; } figure { margin: 1.2rem 0; } img { max-width: 100%; height: auto; }
 figcaption { font-size: .88rem; color: #444; max-width: 46rem; }
 """
