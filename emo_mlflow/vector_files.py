@@ -25,7 +25,7 @@ Format = Literal["gguf", "lm-eval", "safetensors"]
 ARCHITECTURE = "controlvector"
 N_LAYERS = "emo_mlflow.n_layers"  # a key of our own, which other readers pass over
 # Where a family's blocks hang below `model.base_model`, by model_type; all others have `layers`.
-HOOKPOINTS = {"gpt2": "h", "gpt_neo": "h", "gptj": "h", "opt": "decoder.layers"}
+HOOKPOINTS = {"gpt2": "h", "gpt_neo": "h", "gptj": "h", "opt": "decoder.layers", "gemma3_text": "model.layers"}
 UNREADABLE = (ValueError, OSError, IndexError, KeyError, OverflowError, TypeError, MemoryError, struct.error)
 
 
