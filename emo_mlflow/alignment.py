@@ -101,7 +101,8 @@ def orthonormal(rows: Floats) -> Floats:
     smallest = 1e-9 * np.linalg.norm(rows, axis=-1).max(axis=-1)
     for j in range(rows.shape[-2]):
         left = rows[..., j, :]
-        for _ in range(2):  # Gram-Schmidt, once more for what rounding left; QR would spend a dimension on a row that adds none
+        # Gram-Schmidt, once more for what rounding left; QR would spend a dimension on a row that adds none.
+        for _ in range(2):
             left = left - np.einsum("...k,...kd->...d", np.einsum("...kd,...d->...k", basis, left), basis)
         size = np.linalg.norm(left, axis=-1)
         real = size > smallest

@@ -33,17 +33,20 @@ class HeadStates:
         heads: float32 [n_texts, n_layers, n_heads, head_dim], each head's output before the output projection, mean over the
             text's own tokens.
         stream: float32 [n_texts, d_model], the residual stream after the target block, mean over the same tokens.
-        writes: per block, [n_heads, head_dim, d_model], how each head's output is written into the stream.
     """
 
     heads: FloatArray
     stream: FloatArray
-    writes: tuple[Tensor, ...]
 
 
 def head_count(stack: BlockStack) -> int:
     """Query heads per block; under grouped-query attention they share keys and values, and each has an output of its own."""
     return int(stack.model.config.get_text_config().num_attention_heads)
+
+
+def heads_add_up(stack: BlockStack) -> bool:
+    """Whether what heads write goes into the stream as it is, so that direct effects are shares of it."""
+    return not any(hasattr(block, POST_NORM) for block in stack.blocks)
 
 
 def head_writes(stack: BlockStack) -> tuple[Tensor, ...]:
@@ -52,12 +55,12 @@ def head_writes(stack: BlockStack) -> tuple[Tensor, ...]:
     Raises:
         UserError: if heads are not added to the stream as they are projected.
     """
+    if not heads_add_up(stack):
+        raise UserError(
+            f"{type(stack.model).__name__} normalises what attention writes, so heads have no direct effects to rank them by: use screen=all"
+        )
     found = []
     for block in stack.blocks:
-        if hasattr(block, POST_NORM):
-            raise UserError(
-                f"{type(block).__name__} normalises what attention writes, so heads have no direct effect that adds up: use screen=all"
-            )
         projection = find_output_projection(block)
         weight = cast(Tensor, projection.weight).detach()
         by_input = weight.T if isinstance(projection, nn.Linear) else weight  # GPT-2's Conv1D keeps [in, out]
@@ -90,9 +93,7 @@ def head_states(stack: BlockStack, texts: Sequence[Tokens], target_layer: int) -
     Args:
         texts: token ids, the document-start token first, which is in no mean.
     """
-    writes = head_writes(stack)
-    shape = writes[0].shape[:2]
-    heads = np.zeros((len(texts), len(writes), *shape), np.float32)
+    n_heads, found = head_count(stack), np.zeros(0, np.float32)
     stream = np.zeros((len(texts), stack.d_model), np.float32)
     with _projection_inputs(stack) as seen:
         for members in batches(texts):
@@ -100,14 +101,20 @@ def head_states(stack: BlockStack, texts: Sequence[Tokens], target_layer: int) -
             for boundary, hidden in enumerate(stack.boundaries(tokens)):
                 if boundary == target_layer + 1:
                     stream[members] = hidden[:, 1:].float().mean(dim=1).cpu().numpy()
-            for layer, values in seen.items():
-                own = values[:, 1:].float().mean(dim=1).cpu().numpy()
-                heads[members, layer] = own.reshape(len(members), *shape)
-    return HeadStates(heads, stream, writes)
+            own = torch.stack([seen[layer][:, 1:].float().mean(dim=1) for layer in range(stack.n_layers)], dim=1)
+            if not len(found):
+                found = np.zeros((len(texts), *own.shape[1:]), np.float32)
+            found[members] = own.cpu().numpy()
+    return HeadStates(found.reshape(len(texts), stack.n_layers, n_heads, -1), stream)
 
 
 def direct_effects(
-    states: HeadStates, labels: Sequence[str], reference: str | None, target_layer: int, seed: int = 0
+    states: HeadStates,
+    writes: Sequence[Tensor],
+    labels: Sequence[str],
+    reference: str | None,
+    target_layer: int,
+    seed: int = 0,
 ) -> pd.DataFrame:
     """How much of an emotion's displacement at the target each head wrote there itself.
 
@@ -115,9 +122,15 @@ def direct_effects(
     the difference between the emotion's and the reference's texts is divided by that of the stream. So the shares of all heads up to the
     target, of the MLPs, biases and the embedding sum to 1; what a head does through later blocks is not in it.
 
+    Args:
+        writes: as `head_writes` gives them.
+
     Returns:
         emotion, layer, head, direct_effect with its 95% interval over texts (low, high), d (the difference over its pooled standard
         deviation), rank (1: the largest direct effect of its emotion).
+
+    Raises:
+        UserError: if an emotion's direction does not hold on texts that it was not fitted on.
     """
     parts = []
     n_layers, n_heads = states.heads.shape[1:3]
@@ -132,7 +145,7 @@ def direct_effects(
             difference = mean_difference(stream[fold.fit], positive[fold.fit])
             unit = difference / max(float(np.linalg.norm(difference)), 1e-300)
             aim = torch.from_numpy(unit.astype(np.float32))
-            reads = np.stack([(part.float() @ aim.to(part.device)).cpu().numpy() for part in states.writes])
+            reads = np.stack([(part.float() @ aim.to(part.device)).cpu().numpy() for part in writes])
             written[fold.judge] = np.einsum("tlhd,lhd->tlh", states.heads[used][fold.judge], reads)
             total[fold.judge] = stream[fold.judge] @ unit
         scale = float(mean_difference(total[:, None], positive)[0])
@@ -145,6 +158,16 @@ def direct_effects(
     table = pd.concat(parts, ignore_index=True)
     order = table["direct_effect"].abs().groupby(table["emotion"]).rank(ascending=False, method="first")
     return table.assign(rank=order.astype(int))
+
+
+def unranked(labels: Sequence[str], reference: str | None, n_layers: int, n_heads: int) -> pd.DataFrame:
+    """The table of `direct_effects` for a model whose heads have none: every head, nothing measured, ranks in the order of layers."""
+    grid = pd.MultiIndex.from_product([range(n_layers), range(n_heads)], names=["layer", "head"]).to_frame(index=False)
+    empty = dict.fromkeys(("direct_effect", "low", "high", "d"), np.nan)
+    emotions = [emotion for emotion, _, _ in contrasts(labels, reference)]
+    return pd.concat(
+        [grid.assign(emotion=e, **empty, rank=range(1, len(grid) + 1)) for e in emotions], ignore_index=True
+    )
 
 
 def _shares(written: Floats, positive: Mask, scale: float) -> dict[str, Floats]:

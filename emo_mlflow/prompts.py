@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import random
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
+from io import StringIO
 from pathlib import Path
+from reprlib import repr as short
 
-import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from emo_mlflow.errors import UserError
 from emo_mlflow.types import Prompt, Role, digest
 
 REFERENCE = "neutral"
-READERS = (".jsonl", ".csv", ".parquet")
+SUFFIXES = (".jsonl", ".csv", ".parquet")
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,7 @@ class PromptSet:
         reference: `neutral`, or None: each emotion is then compared with all others together.
         source: `builtin` or the file's name.
         split: how texts came to be for fitting or for testing.
-        n_duplicates: texts that were dropped.
+        n_duplicates: texts that were dropped, because they repeat another or stand under several emotions.
     """
 
     fit: tuple[Prompt, ...]
@@ -59,11 +63,13 @@ def load_prompts(
 ) -> PromptSet:
     """The built-in prompts, or those of a JSONL, CSV or parquet file with the columns text, emotion and optionally role.
 
-    Texts that repeat, also under another emotion or role, count once, at their first place, and a warning says how many were
-    dropped: a repeated prompt is no further evidence, and one that was fitted on must not be tested on. Without roles, half of
-    every emotion's texts is fitted on and half is tested on.
+    Texts that agree but for case, spacing and punctuation count once, since a repeated prompt is no further evidence. One that is
+    there both to fit and to test stays for fitting, so that nothing is tested on what was fitted. One that stands under several
+    emotions is left out: it tells nothing of their difference, and would pull both means the same way. A warning says how many
+    were dropped. Without roles, half of every emotion's texts is fitted on and half is tested on.
 
     Args:
+        dataset: `builtin`, or a file's path.
         emotions: the emotions to keep; None for all.
         max_samples: test prompts at most, drawn by `seed`; a larger number only adds to them.
 
@@ -73,7 +79,7 @@ def load_prompts(
     if max_samples < 1:
         raise UserError(f"max_samples={max_samples} leaves nothing to continue: give at least 1")
     rows, source = (_builtin(), "builtin") if dataset == "builtin" else (_read(Path(dataset)), Path(dataset).name)
-    prompts, split = _with_roles(distinct := _distinct(rows), seed, source)
+    prompts, split = _with_roles(distinct := _distinct(rows, source), seed, source)
     names = tuple(dict.fromkeys(prompt.emotion for prompt in prompts))
     reference = REFERENCE if REFERENCE in names else None
     chosen = _chosen(names, emotions, source)
@@ -98,18 +104,26 @@ def _builtin() -> list[_Row]:
     return [(row["text"], row["emotion"], row["role"]) for row in map(json.loads, text.splitlines())]
 
 
-def _distinct(rows: Sequence[_Row]) -> list[_Row]:
-    seen: dict[str, _Row] = {}
+def _distinct(rows: Sequence[_Row], source: str) -> list[_Row]:
+    same: dict[str, list[_Row]] = {}
     for row in rows:
-        seen.setdefault(normalised(row[0]), row)
-    if dropped := len(rows) - len(seen):
-        warnings.warn(f"{dropped} of {len(rows)} texts repeat others and were dropped", stacklevel=3)
-    return list(seen.values())
+        same.setdefault(normalised(row[0]), []).append(row)
+    of_one = [group for group in same.values() if len({emotion for _, emotion, _ in group}) == 1]
+    if dropped := len(rows) - len(of_one):
+        several = sum(map(len, same.values())) - sum(map(len, of_one))
+        warnings.warn(
+            f"{source}: {dropped} of {len(rows)} texts were dropped: {dropped - several} repeat others, "
+            f"{several} stand under several emotions",
+            stacklevel=3,
+        )
+    return [min(group, key=lambda row: row[2] == "test") for group in of_one]
 
 
 def _with_roles(rows: Sequence[_Row], seed: int, source: str) -> tuple[list[Prompt], str]:
     if all(role is not None for *_, role in rows):
-        return [Prompt(text, emotion, role) for text, emotion, role in rows if role], f"roles of {source}"
+        return [Prompt(text, emotion, role) for text, emotion, role in rows if role], (
+            "built-in roles" if source == "builtin" else f"roles of {source}"
+        )
     if any(role is not None for *_, role in rows):
         raise UserError(f"{source} gives a role to some texts only: give fit or test to all of them, or to none")
     by_emotion: dict[str, list[str]] = {}
@@ -128,7 +142,8 @@ def _chosen(names: Sequence[str], emotions: Sequence[str] | None, source: str) -
     there = tuple(name for name in names if name != REFERENCE)
     if len(names) < 2:
         raise UserError(
-            f"{source} has one emotion only ({names[0]}): a direction needs texts to differ from, such as {REFERENCE} ones"
+            f"{source} has one emotion only ({', '.join(names) or 'no text under one'}): "
+            f"a direction needs texts to differ from, such as {REFERENCE} ones"
         )
     for name in emotions or ():
         if name == REFERENCE:
@@ -137,7 +152,7 @@ def _chosen(names: Sequence[str], emotions: Sequence[str] | None, source: str) -
             )
         if name not in there:
             raise UserError(f"emotions: {source} has no {name!r}; choose among {', '.join(there)}")
-    return tuple(emotions) if emotions else there
+    return tuple(dict.fromkeys(emotions)) if emotions else there
 
 
 def _check_fit(fit: Sequence[Prompt], needed: Sequence[str], source: str) -> None:
@@ -149,64 +164,102 @@ def _check_fit(fit: Sequence[Prompt], needed: Sequence[str], source: str) -> Non
             )
 
 
+_Record = Mapping[str, object]
+
+
 def _read(path: Path) -> list[_Row]:
-    if path.suffix not in READERS:
-        raise UserError(f"dataset={str(path)!r} is neither builtin nor a file that ends in {', '.join(READERS)}")
+    if path.suffix.lower() not in SUFFIXES:
+        raise UserError(f"dataset={str(path)!r} is neither builtin nor a file that ends in {', '.join(SUFFIXES)}")
     if not path.is_file():
-        raise UserError(f"dataset={str(path)!r} does not exist")
-    table = _read_table(path)
+        raise UserError(f"dataset={str(path)!r} does not exist, or is no file")
+    records = _records(path)
+    if not records:
+        raise UserError(f"{path.name} has no rows: give at least two texts of each of two emotions")
+    columns = dict.fromkeys(name for _, record in records for name in record)
     for column in ("text", "emotion"):
-        if column not in table.columns:
-            raise UserError(
-                f"{path.name} has no column {column!r}; it has {', '.join(map(str, table.columns)) or 'none'}"
-            )
-    if table.empty:
-        raise UserError(f"{path.name} has no rows")
-    roles = table["role"] if "role" in table.columns else [None] * len(table)
-    rows = enumerate(zip(table["text"], table["emotion"], roles, strict=True), start=1)
-    return [_checked(path.name, number, *row) for number, row in rows]
+        if column not in columns:
+            raise UserError(f"{path.name} has no column {column!r}; it has {', '.join(columns) or 'none'}")
+    return [_checked(f"{path.name}, {place}", record) for place, record in records]
 
 
-def _read_table(path: Path) -> pd.DataFrame:
+def _records(path: Path) -> list[tuple[str, _Record]]:
+    """Every row with the place where a person finds it: its line in a text file, its number in a parquet file."""
+    suffix = path.suffix.lower()
     try:
-        if path.suffix == ".jsonl":
-            return pd.DataFrame(_json_lines(path))
-        if path.suffix == ".csv":
-            return pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8")
-        return pd.read_parquet(path)
+        if suffix == ".parquet":
+            return list(_parquet_rows(path))
+        text = path.read_text(encoding="utf-8-sig")  # spreadsheets write a byte order mark
     except UnicodeDecodeError as error:
         raise UserError(f"{path.name} is not UTF-8 (byte {error.start}): save it as UTF-8") from None
-    except (ValueError, OSError) as error:
+    except (pa.ArrowException, ValueError, OSError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path.name} cannot be read as {path.suffix[1:]}: {reason}") from None
+        raise UserError(f"{path.name} cannot be read as {suffix[1:]}: {reason}") from None
+    return list((_json_lines if suffix == ".jsonl" else _csv_rows)(text, path.name))
 
 
-def _json_lines(path: Path) -> list[dict[str, object]]:
-    found = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+def _parquet_rows(path: Path) -> Iterator[tuple[str, _Record]]:
+    # Not pandas, which turns lists and nulls into arrays and NaN, and reads metadata that another program may have got wrong.
+    records = pq.read_table(path, partitioning=None).to_pylist()
+    yield from ((f"row {number}", record) for number, record in enumerate(records, start=1))
+
+
+def _json_lines(text: str, name: str) -> Iterator[tuple[str, _Record]]:
+    # Not splitlines(), which also cuts at separators that JSON allows inside a string.
+    for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path.name}, line {number} is not JSON: {error.msg}") from None
-        if not isinstance(row, dict):
-            raise UserError(f"{path.name}, line {number} is not an object with text and emotion")
-        found.append(row)
-    return found
+            record = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
+            raise UserError(f"{name}, line {number} is not JSON: {reason}") from None
+        if not isinstance(record, dict):
+            raise UserError(f"{name}, line {number} is not an object with text and emotion")
+        yield f"line {number}", record
 
 
-def _checked(name: str, number: int, text: object, emotion: object, role: object) -> _Row:
-    if not isinstance(text, str) or not text.strip():
+def _csv_rows(text: str, name: str) -> Iterator[tuple[str, _Record]]:
+    # Not pandas, which takes the first field for an index when a text with a comma has no quotes.
+    reader = csv.reader(StringIO(text), strict=True)
+    header: list[str] = []
+    start = 1
+    try:
+        for fields in reader:
+            place, start = f"line {start}", reader.line_num + 1
+            if not fields:
+                continue
+            if not header:
+                header = [field.strip() for field in fields]
+                if len(set(header)) < len(header):
+                    raise UserError(f"{name} names a column twice: {', '.join(header)}")
+            elif len(fields) != len(header):
+                raise UserError(
+                    f"{name}, {place} has {len(fields)} fields and the header {len(header)}: put a text with commas in quotes"
+                )
+            else:
+                yield place, dict(zip(header, fields, strict=True))
+    except csv.Error as error:
+        raise UserError(f"{name}, line {start} cannot be read as csv: {error}") from None
+
+
+def _checked(place: str, record: _Record) -> _Row:
+    text, emotion, role = record.get("text"), record.get("emotion"), record.get("role")
+    if text is None or (isinstance(text, str) and not text.strip()):
+        raise UserError(f"{place}: the text is empty: fill it in or remove the row")
+    if not isinstance(text, str):
+        raise UserError(f"{place}: the text is not a string: {_shown(text)}")
+    if re.search("[\ud800-\udfff]", text):
+        raise UserError(f"{place}: the text holds half a character (a lone surrogate): {_shown(text)}")
+    if not isinstance(emotion, str) or not re.fullmatch(r"[\w.\- ]*\w[\w.\- ]*", emotion := emotion.strip()):
         raise UserError(
-            f"{name}, row {number}: the text is {'empty' if isinstance(text, str) else f'not a string: {text!r}'}"
+            f"{place}: emotion {_shown(emotion)} is not a name of letters, digits, spaces, dots and hyphens"
         )
-    if not isinstance(emotion, str) or not re.fullmatch(r"[\w.\- ]*\w[\w.\- ]*", emotion):
-        raise UserError(
-            f"{name}, row {number}: emotion {emotion!r} is not a name of letters, digits, spaces, dots and hyphens"
-        )
-    if role in (None, "") or role != role:  # an absent role is NaN in parquet
-        return text.strip(), emotion.strip(), None
-    if role not in ("fit", "test"):
-        raise UserError(f"{name}, row {number}: role {role!r} is neither fit nor test")
-    return text.strip(), emotion.strip(), "fit" if role == "fit" else "test"
+    if role is None or role == "":
+        return text.strip(), emotion, None
+    if not isinstance(role, str) or role.strip() not in ("fit", "test"):
+        raise UserError(f"{place}: role {_shown(role)} is neither fit nor test")
+    return text.strip(), emotion, "fit" if role.strip() == "fit" else "test"
+
+
+def _shown(value: object) -> str:
+    return " ".join(short(value).split())

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pandas as pd
@@ -15,11 +16,12 @@ from threadpoolctl import threadpool_limits
 
 from emo_mlflow.activations import Aggregation, text_means
 from emo_mlflow.directions import choose_direction, save_directions
+from emo_mlflow.errors import UserError
 from emo_mlflow.layers import BlockStack
 from emo_mlflow.models import LoadedModel, check, load, pick_device, resolve
 from emo_mlflow.outcome import Metrics, Outcome, write_config
 from emo_mlflow.prompts import PromptSet, fit_hash, load_prompts
-from emo_mlflow.readout import METHODS, judge, parse_direction
+from emo_mlflow.readout import METHODS, judge, method_named, parse_direction
 from emo_mlflow.report.vectors import write_vectors_report
 from emo_mlflow.subspaces import Subspaces, check_components, fit_subspaces, stability
 from emo_mlflow.sweep import encode
@@ -78,6 +80,8 @@ def run_vectors(settings: VectorSettings, out: Path) -> Outcome:
     Raises:
         UserError: for anything that the user can mend, before the model is loaded where it can be known by then.
     """
+    if settings.aggregation not in get_args(Aggregation):
+        raise UserError(f"aggregation={settings.aggregation!r} is not one of {', '.join(get_args(Aggregation))}")
     device, spec = pick_device(settings.device), resolve(settings.model)
     prompts = load_prompts(settings.dataset, emotions=settings.emotions, max_samples=1, seed=settings.seed)
     settings = replace(settings, emotions=prompts.emotions)
@@ -85,7 +89,10 @@ def run_vectors(settings: VectorSettings, out: Path) -> Outcome:
     chosen, rank = parse_direction(settings.direction)
     judged = "mean_diff" if rank else chosen  # a subspace injects the mean difference's part in it
     methods = tuple(dict.fromkeys([*settings.methods, judged]))
-    check_components(settings.components, labels, prompts.reference, d_model=max(1, settings.components))
+    for k in (settings.components, rank or 1):
+        check_components(k, labels, prompts.reference, d_model=max(1, k))  # the width is not known yet
+    for name in methods:
+        method_named(name)
     check(spec, device, getattr(torch, settings.dtype))
     loaded = load(spec, device, getattr(torch, settings.dtype))
     tokens = encode(loaded, [prompt.text for prompt in prompts.fit], settings.prepend_bos)

@@ -182,17 +182,16 @@ def test_a_planted_rotation_raises_the_overlap_to_its_ceiling(d_b):
 
 
 @pytest.mark.slow
-def test_nulls_hold_their_level():
+def test_the_null_of_shuffled_labels_holds_its_level():
     """Guards: p-values that find a shared emotion in models of which one has none."""
     found = []
     for seed in range(60):
         a, b = simulated(2 * seed, 16, None, 0.0), simulated(2 * seed + 1, 16, None, 5.0)
         table = aligned(a, b, seed).run().overlap
-        found.append(table[["null_p", "permuted_p"]].to_numpy())
+        found.append(table["permuted_p"].to_numpy())
     p = np.array(found)
-    assert (p[:, :, 1] < 0.05).mean() < 0.11  # 180 tests that are not independent: 0.05 +- 3 standard errors of 60
-    assert stats.kstest(p[:, 0, 1], "uniform").pvalue > 0.001
-    assert (p[:, 0, 0] < 0.05).mean() < 0.16
+    assert (p < 0.05).mean() < 0.11  # measured over 200 seeds: 0.06, 0.06 and 0.075 at k = 1, 2 and 3
+    assert stats.kstest(p[:, 0], "uniform").pvalue > 0.001
 
 
 def test_words_are_paired_across_tokenizers():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from collections import Counter
 
 import numpy as np
@@ -107,13 +108,46 @@ def test_without_neutral_the_others_are_the_reference(tmp_path):
     assert {prompt.emotion for prompt in only.fit} == {"joy", "fear", "awe"}
 
 
-def test_duplicates_are_dropped_and_counted(tmp_path):
-    """A text that repeats, in another case, punctuation, role or under another emotion, counts once, and for fitting first."""
-    table = [*rows(role="fit"), *({"text": f"Open {i}", "emotion": "neutral", "role": "test"} for i in range(3))]
-    table.append({"text": "JOY text, number 0!", "emotion": "neutral", "role": "test"})
-    with pytest.warns(UserWarning, match="1 of 16"):
-        found = load_prompts(write(tmp_path / "mine.jsonl", table), max_samples=100)
-    assert found.n_duplicates == 1 and len(found.test) == 3
+def test_repeats_count_once(tmp_path):
+    """The first system had 225 prompts of which 70 were distinct, and counted 225."""
+    table = [
+        {"text": f"{word} {i % 70}{'!' * (i // 70)}", "emotion": emotion}
+        for emotion, word in (("joy", "Yes"), ("neutral", "Day"))
+        for i in range(225)
+    ]
+    with pytest.warns(UserWarning, match="310 of 450 .* 310 repeat others, 0 stand"):
+        found = load_prompts(write(tmp_path / "mine.jsonl", table), max_samples=1000)
+    assert found.n_duplicates == 310 and len(found.test) == 35
+    assert Counter(prompt.emotion for prompt in found.fit) == {"joy": 35, "neutral": 35}
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_no_text_is_tested_on_that_was_fitted_on(tmp_path, order):
+    """The first system tested on what it had fitted on; which of the two rows comes first must not matter."""
+    openings = [{"text": f"Open {i}", "emotion": "neutral", "role": "test"} for i in range(3)]
+    table = [*rows(role="fit"), *openings, {"text": "NEUTRAL text, number 0!", "emotion": "neutral", "role": "test"}]
+    with pytest.warns(UserWarning, match="1 of 16 .* 1 repeat others"):
+        found = load_prompts(write(tmp_path / "mine.jsonl", table[::order]), max_samples=100)
+    assert (
+        found.n_duplicates == 1
+        and len(found.fit) == 12
+        and {p.text for p in found.test} == {"Open 0", "Open 1", "Open 2"}
+    )
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_text_under_two_emotions_is_left_out(tmp_path, order):
+    """Guards against a label decided by which row comes first."""
+    table = [*rows(), {"text": "joy TEXT number 0", "emotion": "neutral"}]
+    with pytest.warns(UserWarning, match="2 of 13 .* 0 repeat others, 2 stand under several emotions"):
+        found = load_prompts(write(tmp_path / "mine.jsonl", table[::order]), max_samples=100)
+    assert "joy text number 0" not in {normalised(p.text) for p in (*found.fit, *found.test)}
+
+
+def test_only_texts_under_two_emotions(tmp_path):
+    table = [{"text": "The same", "emotion": emotion} for emotion in ("joy", "neutral")]
+    with pytest.warns(UserWarning), pytest.raises(UserError, match="no text under one"):
+        load_prompts(write(tmp_path / "mine.jsonl", table), max_samples=1)
 
 
 def test_the_hash_is_of_the_texts_in_any_order(builtin):
@@ -123,17 +157,22 @@ def test_the_hash_is_of_the_texts_in_any_order(builtin):
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        ([], "no column"),
+        ([], "no rows"),
         (rows(emotions=("joy",)), "one emotion only"),
-        ([*rows(), {"text": "  ", "emotion": "joy"}], "row 13.*empty"),
-        ([*rows(), {"text": 5, "emotion": "joy"}], "row 13.*not a string"),
-        ([*rows(), {"text": "x", "emotion": ""}], "row 13.*emotion"),
-        ([*rows(), {"text": "x", "emotion": "../../etc"}], "row 13.*emotion"),
-        ([*rows(), {"text": "x", "emotion": "joy", "role": "train"}], "row 13.*train"),
+        ([*rows(), {"text": "  ", "emotion": "joy"}], "line 13.*empty"),
+        ([*rows(), {"text": 5, "emotion": "joy"}], "line 13.*not a string"),
+        ([*rows(), {"text": "x", "emotion": ""}], "line 13.*emotion"),
+        ([*rows(), {"text": "x", "emotion": "../../etc"}], "line 13.*emotion"),
+        ([*rows(), {"text": "x", "emotion": "joy", "role": "train"}], "line 13.*train"),
         ([*rows(), {"text": "x", "emotion": "joy", "role": "test"}], "some texts only"),
         (rows(role="fit"), "no neutral texts to test on"),
         ([*rows(n=1, role="fit"), {"text": "Open", "emotion": "neutral", "role": "test"}], "at least 2"),
-        ([{"text": "x"}], "emotion"),
+        ([{"text": "x"}], "no column 'emotion'; it has text"),
+        ([{"emotion": "joy"}], "no column 'text'"),
+        ([*rows(), {"emotion": "joy"}], "line 13.*empty"),
+        ([*rows(), {"text": "half \ud83d", "emotion": "joy"}], "line 13.*surrogate"),
+        ([*rows(role="fit"), {"text": "x", "emotion": "joy", "role": ["test"]}], "line 13.*neither fit nor test"),
+        ([*rows(n=2, role="fit"), *rows(n=2, emotions=("awe",), role="test")], "0 text.*'awe' to fit"),
     ],
 )
 def test_bad_files_are_refused_with_the_reason(tmp_path, table, message):
@@ -142,18 +181,73 @@ def test_bad_files_are_refused_with_the_reason(tmp_path, table, message):
     assert "\n" not in str(caught.value)
 
 
-def test_unreadable_files(tmp_path):
-    (tmp_path / "latin.csv").write_bytes("text,emotion\ncaf\xe9,joy\n".encode("latin-1"))
-    (tmp_path / "broken.jsonl").write_text('{"text": "a", "emotion": "joy"}\n{"text": \n')
-    (tmp_path / "list.jsonl").write_text("[1, 2]\n")
-    (tmp_path / "fake.parquet").write_bytes(b"not parquet")
-    for name, message in [
-        ("latin.csv", "UTF-8"), ("broken.jsonl", "line 2"), ("list.jsonl", "line 1"), ("fake.parquet", "parquet"),
-        ("absent.csv", "does not exist"), ("notes.txt", "ends in"),
-    ]:  # fmt: skip
-        with pytest.raises(UserError, match=message) as caught:
-            load_prompts(str(tmp_path / name), max_samples=5)
-        assert "\n" not in str(caught.value)
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("latin.csv", b"text,emotion\ncaf\xe9,joy\n", r"not UTF-8 \(byte 16\)"),
+        ("latin.jsonl", b'{"text": "caf\xe9"}', "not UTF-8"),
+        ("broken.jsonl", b'{"text": "a", "emotion": "joy"}\n\n{"text": \n', "^broken.jsonl, line 3 is not JSON"),
+        ("deep.jsonl", b"[" * 100_000, "line 1 is not JSON"),
+        ("list.jsonl", b"[1, 2]\n", "line 1 is not an object"),
+        ("commas.csv", b"text,emotion\nWell, yes,joy\nWell, no,neutral\n", "line 2 has 3 fields.*quotes"),
+        ("short.csv", b"text,emotion\nhello\n", "line 2 has 1 fields"),
+        ("quote.csv", b'text,emotion\na,joy\n"b,joy\n', "line 3 cannot be read as csv"),
+        ("twice.csv", b"text,emotion,text\na,joy,b\n", "twice"),
+        ("empty.csv", b"", "no rows"),
+        ("header.csv", b"text,emotion\n", "no rows"),
+        ("fake.parquet", b"not parquet", "cannot be read as parquet"),
+        ("notes.txt", b"hello", "ends in .jsonl, .csv, .parquet"),
+        ("absent.csv", None, "does not exist"),
+    ],
+)
+def test_unreadable_files(tmp_path, name, content, message):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=message) as caught:
+        load_prompts(str(tmp_path / name), max_samples=5)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_damaged_parquet_file_is_refused_and_never_a_traceback(tmp_path):
+    """pyarrow raises exceptions that are no ValueError for text that is not UTF-8."""
+    path = tmp_path / "mine.parquet"
+    pd.DataFrame(rows()).to_parquet(path, compression=None)
+    content = bytearray(path.read_bytes())
+    content[content.index(b"joy text number 1")] = 0xE9
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="mine.parquet") as caught:
+        load_prompts(str(path), max_samples=5)
+    assert "\n" not in str(caught.value)
+
+
+def test_nulls_in_parquet_are_absent_roles_and_empty_texts(tmp_path):
+    """pandas' NA has no truth value; a null once ended in a traceback."""
+    absent = pd.DataFrame(rows()).assign(role=pd.array([None] * 12, dtype="string"))
+    absent.to_parquet(tmp_path / "absent.parquet")
+    assert "half" in load_prompts(str(tmp_path / "absent.parquet"), max_samples=5).split
+    pd.DataFrame([*rows(), {"text": None, "emotion": "joy"}]).to_parquet(tmp_path / "null.parquet")
+    with pytest.raises(UserError, match="null.parquet, row 13: the text is empty"):
+        load_prompts(str(tmp_path / "null.parquet"), max_samples=5)
+
+
+def test_what_spreadsheets_and_json_write_is_read(tmp_path):
+    """A byte order mark, capitals in the ending, quoted commas and line ends, separators in JSON strings, spaces round names."""
+    quoted = "".join(f'"{row["text"]}, then\r\nmore", {row["emotion"]} ,\r\n' for row in rows())
+    (tmp_path / "sheet.CSV").write_bytes(f"\ufefftext, emotion,role\r\n{quoted}".encode())
+    (tmp_path / "mine.jsonl").write_text(
+        "\ufeff"
+        + "\n".join(json.dumps({**row, "text": f"{row['text']}\u2028more"}, ensure_ascii=False) for row in rows()),
+        encoding="utf-8",
+    )
+    for name, ending in (("sheet.CSV", ", then\nmore"), ("mine.jsonl", "\u2028more")):
+        found = load_prompts(str(tmp_path / name), max_samples=100)
+        assert found.emotions == ("joy",) and len(found.fit) == 6 and found.source == name
+        assert all(re.fullmatch(rf"(joy|neutral) text number \d{ending}", p.text) for p in (*found.fit, *found.test))
+
+
+def test_an_emotion_asked_for_twice_counts_once():
+    """Twice the conditions, with the same names."""
+    assert load_prompts(emotions=["anger", "apology", "anger"], max_samples=3).emotions == ("anger", "apology")
 
 
 def test_unknown_emotions_list_the_known_ones():

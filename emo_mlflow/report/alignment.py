@@ -18,7 +18,9 @@ from emo_mlflow.report.style import BASELINE, DIVERGING, INK, MUTED, PATCHED, RA
 CAPTIONS = {
     "overlap_by_k": "Overlap of emotion subspaces (mean squared cosine of principal angles) against their rank k, mean over layers of equal relative "
     "depth. The two models' subspaces are fitted on different texts. Grey: random subspaces, and model A's labels shuffled, each from "
-    "its mean to its 95th percentile. The ceiling is the overlap of model B with itself on different texts.",
+    "its mean to its 95th percentile; random subspaces know nothing of the few directions in which every text varies most, "
+    "shuffled labels do. "
+    "The ceiling is the overlap of model B with itself on different texts.",
     "overlap_by_depth": "Overlap at k = 1 after the map, for every pair of relative depths; dots mark pairs that the shuffled labels reach "
     "in fewer than 5% of the draws.",
     "directions": "Cosine of model A's direction, carried over, with model B's own, by layer of model B at equal relative depth; and how well the "
