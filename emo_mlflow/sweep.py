@@ -99,12 +99,7 @@ class Plan:
         """The engine, set up for these settings."""
         config = self.config
         decoding = Decoding(config.sequence_length, config.min_new_tokens, config.temperature, self.loaded.eos_ids)
-        tokenizer = self.loaded.tokenizer
-
-        def decode(batch: list[list[int]]) -> list[str]:
-            return list(tokenizer.batch_decode(batch, skip_special_tokens=True, clean_up_tokenization_spaces=False))
-
-        return Engine(self.stack, decoding, decode, config.batch_size)
+        return Engine(self.stack, decoding, text_decoder(self.loaded), config.batch_size)
 
     def rows(self, done: set[Cell]) -> Iterator[Row]:
         """The cells that are not done, ready for the engine."""
@@ -114,8 +109,7 @@ class Plan:
                 for sample in range(self.config.samples_per_prompt):
                     cell = Cell(condition.condition_id, prompt_id, sample)
                     if cell not in done:
-                        noise = int(digest([self.config.seed, prompt_id, sample]), 16)
-                        yield Row(cell, tokens, patch, noise)
+                        yield Row(cell, tokens, patch, noise_seed(self.config.seed, prompt_id, sample))
 
     def _patch(self, condition: Condition) -> Patch | None:
         if condition.kind == "baseline":
@@ -159,6 +153,21 @@ def encode(loaded: LoadedModel, texts: Sequence[str], prepend_bos: bool) -> list
     """Token ids of each text, with the document-start token in front if asked for."""
     start = (loaded.document_start_id,) if prepend_bos else ()
     return [(*start, *loaded.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts]
+
+
+def text_decoder(loaded: LoadedModel) -> Callable[[list[list[int]]], list[str]]:
+    """Token ids of new tokens to texts, without special tokens."""
+
+    def decode(batch: list[list[int]]) -> list[str]:
+        texts = loaded.tokenizer.batch_decode(batch, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return list(texts)
+
+    return decode
+
+
+def noise_seed(seed: int, prompt_id: str, sample: int) -> int:
+    """What a cell's sampling noise is drawn from: the condition is not in it, so that conditions are paired."""
+    return int(digest([seed, prompt_id, sample]), 16)
 
 
 def make_plan(inputs: Inputs) -> Plan:
