@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from emo_mlflow.layers import BlockStack, Entry
+from emo_mlflow.layers import BlockStack, Entry, find_output_projection, input_edit
 from emo_mlflow.packing import Layout, Prefill, Row
-from emo_mlflow.steering import RowEdits, first_stale_position, patched_positions
+from emo_mlflow.steering import HeadEdits, RowEdits, first_stale_position, patched_positions
 
 COMPACT_BELOW = 0.75
 
@@ -62,7 +62,9 @@ class PackDecoder:
         self.boundaries = [row.patch.boundary if row.patch else never for row in self.rows]
         self.lead = next((row.patch for row in self.rows if row.patch), None)
         n_steps, device = decoding.n_steps, stack.device
-        self.edits = RowEdits([row.patch for row in self.rows], stack.d_model, n_steps, device, stack.dtype)
+        interventions = [row.patch for row in self.rows]
+        self.edits = RowEdits(interventions, stack.d_model, n_steps, device, stack.dtype)
+        self.heads = HeadEdits(interventions, device, stack.dtype)
         prompts = [row.tokens for row in self.rows]
         self.prefill = Prefill(stack, prompts, all_positions=self.lead is not None and self.lead.scope == "all")
         self.layout = Layout(self.prefill, prompts, n_steps, device)
@@ -97,15 +99,18 @@ class PackDecoder:
 
     def _edit(self, hidden: Tensor, rows: slice, step: int) -> Tensor:
         """Edits the last q positions before step `step` chooses, and counts those that are edited for the first time."""
-        assert self.lead is not None
-        q = hidden.shape[1]
-        prompt_length = q if step == 0 else 1  # positions count from the first one that any step can edit
-        end = prompt_length + step
-        edited = patched_positions(self.lead.scope, self.lead.window, prompt_length, step)
-        inside = [position in edited for position in range(end - q, end)]
+        inside = self._inside(hidden.shape[1], step)
         self.patched[rows, step] = sum(inside) if step == 0 else int(inside[-1])
         mask = None if all(inside) else torch.tensor(inside, device=hidden.device)
         return self.edits.apply(hidden, rows, step, mask)
+
+    def _inside(self, q: int, step: int) -> list[bool]:
+        """Which of the last q positions before step `step` chooses are patched."""
+        assert self.lead is not None
+        prompt_length = q if step == 0 else 1  # positions count from the first one that any step can edit
+        end = prompt_length + step
+        edited = patched_positions(self.lead.scope, self.lead.window, prompt_length, step)
+        return [position in edited for position in range(end - q, end)]
 
     def _states(self, boundary: int, rows: slice, last_only: bool) -> Tensor:
         """The prompts' clean residual stream at a boundary, [len(rows), q, d_model]."""
@@ -128,7 +133,7 @@ class PackDecoder:
                 clean = self._states(boundary, span, last_only=q == 1)
                 above = torch.cat([above, self._edit(clean, span, 0)])
             if boundary < n_layers and len(above):
-                above = self._block(boundary, above, entry, slice(0, len(above)), layout.end - q)
+                above = self._block(boundary, above, entry, slice(0, len(above)), 0)
         rest = slice(len(above), len(self.rows))
         baselines = [self._states(n_layers, rest, last_only=True)] if rest.stop > rest.start else []
         return torch.cat([above[:, -1:], *baselines])
@@ -155,13 +160,13 @@ class PackDecoder:
             n_above = len(above)
             if q == 1:
                 both = torch.cat([above, below]) if n_above and len(below) else (above if n_above else below)
-                both = self._block(boundary, both, newest, slice(0, len(self.rows)), end - 1)
+                both = self._block(boundary, both, newest, slice(0, len(self.rows)), step)
                 above, below = both[:n_above], both[n_above:]
                 continue
             if n_above:
-                above = self._block(boundary, above, again, slice(0, n_above), end - q)
+                above = self._block(boundary, above, again, slice(0, n_above), step)
             if len(below):
-                below = self._block(boundary, below, newest, slice(n_above, len(self.rows)), end - 1)
+                below = self._block(boundary, below, newest, slice(n_above, len(self.rows)), step)
         return torch.cat([above[:, -1:], below])
 
     def _enter(self, step: int, q: int) -> Entry:
@@ -177,10 +182,16 @@ class PackDecoder:
             self.clean[rows, step - 1] = newest[:, 0]
         return newest if q == 1 else self.clean[rows, step - q : step]
 
-    def _block(self, layer: int, hidden: Tensor, entry: Entry, rows: slice, start: int) -> Tensor:
-        self.layout.cache.start = start
+    def _block(self, layer: int, hidden: Tensor, entry: Entry, rows: slice, step: int) -> Tensor:
+        """Block `layer` on the newest hidden.shape[1] positions before step `step` chooses."""
+        self.layout.cache.start = self.layout.end + step - hidden.shape[1]
         self.layout.cache.select(rows)
-        return self.stack.run_block(layer, hidden, entry, rows)
+        if layer not in self.heads or rows.start > 0:  # rows whose head is replaced here come first
+            return self.stack.run_block(layer, hidden, entry, rows)
+        inside = self._inside(hidden.shape[1], step)
+        projection = find_output_projection(self.stack.blocks[layer])
+        with input_edit(projection, lambda mixed: self.heads.apply(layer, mixed, inside)):
+            return self.stack.run_block(layer, hidden, entry, rows)
 
     def _choose(self, step: int, logits: Tensor) -> None:
         """Writes the token of step `step` for every row; logits float32 [rows, vocabulary]."""
@@ -217,6 +228,7 @@ class PackDecoder:
         keep = keep.to(self.stack.device)
         self.layout.keep(keep)
         self.edits.keep(keep)
+        self.heads = HeadEdits([row.patch for row in self.rows], self.stack.device, self.stack.dtype)
         self.tokens, self.clean = self.tokens[keep], self.clean[keep]
         self.overflow, self.patched = self.overflow[keep], self.patched[keep]
         return done

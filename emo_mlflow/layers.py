@@ -7,7 +7,7 @@ its blocks replaced by stand-ins that record the call, and the recorded calls ar
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -62,6 +62,16 @@ def find_output_projection(block: nn.Module) -> nn.Module:
         raise UserError(f"cannot find the attention's output projection in {type(block).__name__}; heads need one of "
                         f"{', '.join(OUTPUT_PROJECTION_PATHS)}")
     return found[0]
+
+
+@contextmanager
+def input_edit(module: nn.Module, edit: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """While open, the module is called with its first argument edited."""
+    handle = module.register_forward_pre_hook(lambda _, args: (edit(args[0]), *args[1:]))
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from emo_mlflow.cache import PackedCache
 from emo_mlflow.layers import BlockStack
-from emo_mlflow.steering import Patch
+from emo_mlflow.steering import Intervention
 from emo_mlflow.types import Cell
 
 Tokens = tuple[int, ...]
@@ -28,11 +28,11 @@ class Row:
 
     cell: Cell
     tokens: Tokens
-    patch: Patch | None
+    patch: Intervention | None
     noise_seed: int = 0
 
 
-def pack_key(patch: Patch, prompt_length: int) -> tuple[object, ...]:
+def pack_key(patch: Intervention, prompt_length: int) -> tuple[object, ...]:
     """Rows of equal keys can share a pack: they agree on how many positions a step runs.
 
     Where the prompt is edited too, prompts must also be of one length; 0 stands for any.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -79,6 +80,30 @@ class Patch:
         return bool((self.alphas == self.alphas[:1]).all())
 
 
+@dataclass(frozen=True, eq=False)
+class HeadPatch:
+    """One attention head whose output, before the output projection, is replaced at the patched positions.
+
+    The stream before the block is not edited, so the head's own keys and values stay clean.
+
+    Attributes:
+        boundary: the block that the head is in.
+        scope, window: which positions.
+        head: which of the block's query heads.
+        replacement: float32 [head_dim].
+    """
+
+    boundary: int
+    scope: Scope
+    window: int | None
+    head: int
+    replacement: FloatArray
+    constant: ClassVar[bool] = True
+
+
+Intervention = Patch | HeadPatch
+
+
 def make_patch(
     condition: Condition, vector: FloatArray, basis: FloatArray | None, residual_norm: float, n_steps: int
 ) -> Patch:
@@ -121,12 +146,12 @@ def make_patch(
 
 
 class RowEdits:
-    """The patches of a packed batch's rows as tensors on the model's device.
+    """The patches of a packed batch's rows as tensors on the model's device; rows without one are not changed."""
 
-    Rows without a patch (baselines) have boundary n_layers + 1, which is never reached.
-    """
-
-    def __init__(self, patches: Sequence[Patch | None], d_model: int, n_steps: int, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self, interventions: Sequence[Intervention | None], d_model: int, n_steps: int, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        patches = [item if isinstance(item, Patch) else None for item in interventions]
         rows = len(patches)
         rank = max((p.basis.shape[0] for p in patches if p is not None and p.basis is not None), default=0)
         shift = np.zeros((rows, d_model), np.float32)
@@ -154,3 +179,38 @@ class RowEdits:
             change = change - torch.bmm(torch.bmm(hidden, basis.transpose(1, 2)), basis)
         edited = hidden + change
         return edited if mask is None else torch.where(mask[None, :, None], edited, hidden)
+
+
+class HeadEdits:
+    """The replaced heads of a packed batch's rows, by block, as tensors on the model's device."""
+
+    def __init__(self, interventions: Sequence[Intervention | None], device: torch.device, dtype: torch.dtype) -> None:
+        by_block: dict[int, list[tuple[int, HeadPatch]]] = {}
+        for row, item in enumerate(interventions):
+            if isinstance(item, HeadPatch):
+                by_block.setdefault(item.boundary, []).append((row, item))
+        self._blocks = {
+            block: (
+                torch.tensor([row for row, _ in members], device=device),
+                torch.tensor([patch.head for _, patch in members], device=device),
+                torch.from_numpy(np.stack([patch.replacement for _, patch in members])).to(device=device, dtype=dtype),
+            )
+            for block, members in by_block.items()
+        }
+
+    def __contains__(self, block: int) -> bool:
+        """Whether any row has a head replaced in this block."""
+        return block in self._blocks
+
+    def apply(self, block: int, mixed: Tensor, inside: Sequence[bool]) -> Tensor:
+        """Replaces heads in the input of the block's output projection.
+
+        Args:
+            mixed: [rows, q, n_heads * head_dim] of the batch's first rows, all whose head is in this block among them.
+            inside: per position of q, whether it is patched.
+        """
+        rows, heads, replacement = self._blocks[block]
+        edited = mixed.unflatten(-1, (-1, replacement.shape[1])).clone()
+        for position in (i for i, is_patched in enumerate(inside) if is_patched):
+            edited[rows, position, heads] = replacement
+        return edited.flatten(-2)

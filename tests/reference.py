@@ -7,8 +7,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from emo_mlflow.decoding import Decoding
-from emo_mlflow.layers import find_blocks
+from emo_mlflow.layers import find_blocks, find_output_projection
 from emo_mlflow.packing import Row
+from emo_mlflow.steering import HeadPatch, Patch
 
 
 def reference_positions(scope: str, window: int | None, prompt_length: int, step: int) -> list[tuple[int, int]]:
@@ -26,11 +27,19 @@ def reference_logits(model: PreTrainedModel, row: Row, generated: list[int], ste
     tokens = torch.tensor([[*row.tokens, *generated]])
     patch = row.patch
     blocks = find_blocks(model)
+    positions = [] if patch is None else reference_positions(patch.scope, patch.window, len(row.tokens), step)
+
+    def replace_head(module, args):
+        assert isinstance(patch, HeadPatch)
+        mixed, width = args[0].clone(), len(patch.replacement)
+        for position, _ in positions:
+            mixed[0, position, patch.head * width : (patch.head + 1) * width] = torch.from_numpy(patch.replacement)
+        return (mixed, *args[1:])
 
     def edit(hidden: Tensor) -> Tensor:
         hidden = hidden.clone()
-        assert patch is not None
-        for position, alpha_step in reference_positions(patch.scope, patch.window, len(row.tokens), step):
+        assert isinstance(patch, Patch)
+        for position, alpha_step in positions:
             h = hidden[0, position].clone()
             if patch.basis is not None:
                 basis = torch.from_numpy(patch.basis)
@@ -45,7 +54,9 @@ def reference_logits(model: PreTrainedModel, row: Row, generated: list[int], ste
         return (edit(output[0]), *output[1:]) if isinstance(output, tuple) else edit(output)
 
     handles = []
-    if patch is not None:
+    if isinstance(patch, HeadPatch):
+        handles.append(find_output_projection(blocks[patch.boundary]).register_forward_pre_hook(replace_head))
+    elif patch is not None:
         last = patch.boundary == len(blocks)
         handles.append(blocks[-1].register_forward_hook(after) if last else blocks[patch.boundary].register_forward_pre_hook(before))
     try:
