@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +15,6 @@ from mlflow import MlflowClient
 from mlflow.artifacts import download_artifacts
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
 from mlflow.exceptions import MlflowException
-from mlflow.tracking.context.registry import resolve_tags
 
 from emo_mlflow.comparison import Comparison, Source, compare_sweeps
 from emo_mlflow.comparison.families import WHOLE, parse_family
@@ -25,13 +22,13 @@ from emo_mlflow.errors import UserError
 from emo_mlflow.report.comparison import check_language, write_comparison
 from emo_mlflow.report.comparison_text import answer
 from emo_mlflow.report.texts import texts
-from emo_mlflow.sweeps import KIND, Sweep, find_sweeps, load_sweep
+from emo_mlflow.run_context import KIND, experiment_name, run_context
+from emo_mlflow.sweeps import Sweep, find_sweeps, load_sweep
 
 Say = Callable[[str], None]
 
 MILLISECONDS = 1000
 OVERLAP = "overlap.parquet"
-FAILURE = "emo.failure"
 
 
 @dataclass(frozen=True)
@@ -88,7 +85,7 @@ def run_comparison(request: Request, tracking_uri: str | None, log_to: str | Non
         UserError: as `compare`; and for a language without words or font, before anything is read.
     """
     client = MlflowClient(tracking_uri)
-    with _open_run(client, log_to) as run_id:
+    with run_context(client, "comparison", "comparison", experiment=log_to) as run_id:
         check_language(request.language)
         ids = request.runs or newest_sweeps(experiment_name(client, request.experiment), request.filter, tracking_uri)
         comparison = compare(
@@ -165,31 +162,6 @@ def _is_alignment(client: MlflowClient, run_id: str) -> bool:
         return bool(client.get_run(run_id).data.tags.get(KIND) == "alignment")
     except MlflowException:
         return False  # load_sweep says what is wrong
-
-
-def experiment_name(client: MlflowClient, name: str | None) -> str:
-    """The experiment asked for, or the one that MLflow has as active, or Default."""
-    active = os.environ.get("MLFLOW_EXPERIMENT_ID", "0")
-    return name or os.environ.get("MLFLOW_EXPERIMENT_NAME") or client.get_experiment(active).name
-
-
-@contextmanager
-def _open_run(client: MlflowClient, experiment: str | None) -> Iterator[str]:
-    """The run that `mlflow run` made for this process, or a new one; FINISHED, or FAILED with the reason in a tag."""
-    run_id = os.environ.get("MLFLOW_RUN_ID")
-    if run_id is None:
-        name = experiment_name(client, experiment)
-        found = client.get_experiment_by_name(name)
-        where = found.experiment_id if found else client.create_experiment(name)
-        run_id = client.create_run(where, tags=resolve_tags(), run_name="comparison").info.run_id
-    client.set_tag(run_id, KIND, "comparison")
-    try:
-        yield run_id
-    except BaseException as error:
-        client.set_tag(run_id, FAILURE, f"{type(error).__name__}: {error}"[:5000])
-        client.set_terminated(run_id, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
-        raise
-    client.set_terminated(run_id, "FINISHED")
 
 
 def _log(client: MlflowClient, run_id: str, comparison: Comparison, request: Request) -> None:

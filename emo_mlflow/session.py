@@ -39,7 +39,7 @@ def run_sweep_session(
         UserError: for anything that the user can mend.
         KeyboardInterrupt: after saying how to go on.
     """
-    from emo_mlflow.tracking import check_store, mark_failed
+    from emo_mlflow.run_context import check_store, mark_failed
 
     try:
         given = {name: text for name, text in given.items() if text}

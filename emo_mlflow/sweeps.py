@@ -17,9 +17,9 @@ from mlflow.exceptions import MlflowException
 
 from emo_mlflow.directions import load_directions
 from emo_mlflow.errors import UserError
+from emo_mlflow.run_context import KIND
 from emo_mlflow.types import Direction
 
-KIND = "emo.kind"
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # reading a table is no download to watch
 
 

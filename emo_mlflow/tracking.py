@@ -6,8 +6,6 @@ import json
 import os
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -16,21 +14,21 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from mlflow import MlflowClient, get_tracking_uri
+from mlflow import MlflowClient
 from mlflow.artifacts import download_artifacts
 from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException
 from mlflow.tracking.context.registry import resolve_tags
 from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_ARTIFACTS, MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE
 
-from emo_mlflow import __version__
 from emo_mlflow.directions import save_directions
 from emo_mlflow.errors import UserError
 from emo_mlflow.report.sweep import verdicts, write_report
 from emo_mlflow.results import SweepResult
+from emo_mlflow.run_context import KIND, end_run, open_run
 from emo_mlflow.types import SweepConfig
 
-KIND, VERSION, FAILURE, CONDITION = "emo.kind", "emo.version", "emo.failure", "emo.condition_id"
+CONDITION = "emo.condition_id"
 CHILD_LIMIT = 200
 BATCH = 1000
 PROGRESS_SECONDS = 5.0
@@ -65,35 +63,6 @@ def effect_name(emotion: str, metric: str, alpha: float, window: int | None, n_a
     if n_windows > 1 and window is not None:
         parts.append(f"window_{window}")
     return ".".join([*parts, metric])
-
-
-def check_store(tracking_uri: str | None) -> None:
-    """Asks a tracking server whether it is there, within ten seconds.
-
-    Raises:
-        UserError: if it is not; MLflow's own retries would take minutes to say so.
-    """
-    uri = tracking_uri or get_tracking_uri()
-    if not uri.startswith(("http://", "https://")):
-        return
-    try:
-        with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=8):
-            return
-    except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
-        reason = getattr(error, "reason", error)
-        raise UserError(
-            f"the tracking server {uri} does not answer ({reason}): start it, correct --tracking-uri, or leave it out to log to ./mlflow.db"
-        ) from None
-
-
-def mark_failed(reason: str, tracking_uri: str | None) -> None:
-    """Writes the reason on the run that `mlflow run` made for this process, if it made one; `mlflow run` sets the status."""
-    run_id = os.environ.get("MLFLOW_RUN_ID")
-    if run_id:
-        try:
-            MlflowClient(tracking_uri).set_tag(run_id, FAILURE, reason[:5000])
-        except MlflowException:
-            return
 
 
 def fetch_directions(source: str, tracking_uri: str | None) -> Path:
@@ -134,16 +103,9 @@ class SweepRun:
     ) -> SweepRun:
         """Opens the run to resume, or the one that `mlflow run` made, or a new one."""
         client = MlflowClient(tracking_uri)
-        tags = {KIND: "sweep", VERSION: __version__, "emo.model": config.model, "emo.profile": config.profile}
+        tags = {"emo.model": config.model, "emo.profile": config.profile}
         name = f"sweep {Path(config.model).name}"
-        run_id = run_id or os.environ.get("MLFLOW_RUN_ID")
-        if run_id is None:
-            experiment_id = _experiment_id(client, experiment)
-            run_id = client.create_run(experiment_id, tags={**resolve_tags(), **tags}, run_name=name).info.run_id
-        else:
-            client.update_run(run_id, status="RUNNING", name=name)
-            for key, value in tags.items():
-                client.set_tag(run_id, key, value)
+        run_id = open_run(client, "sweep", name, tags=tags, experiment=experiment, run_id=run_id)
         return cls(client, run_id, config)
 
     def __enter__(self) -> SweepRun:
@@ -152,14 +114,7 @@ class SweepRun:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is None:
-            self.client.set_terminated(self.run_id, "FINISHED")
-            return
-        stopped = isinstance(error, KeyboardInterrupt)
-        self.client.set_tag(
-            self.run_id, FAILURE, "interrupted" if stopped else f"{type(error).__name__}: {error}"[:5000]
-        )
-        self.client.set_terminated(self.run_id, "KILLED" if stopped else "FAILED")
+        end_run(self.client, self.run_id, error)
 
     def progress(self, done: int, total: int, figures: Mapping[str, float]) -> None:
         """Logs how far the sweep is, now and then; a store that is busy does not stop the sweep."""
@@ -276,14 +231,6 @@ def child_metrics(effects: pd.DataFrame, randoms: pd.DataFrame | None) -> Iterat
 
 def _text(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-
-
-def _experiment_id(client: MlflowClient, name: str | None) -> str:
-    name = name or os.environ.get("MLFLOW_EXPERIMENT_NAME")
-    if name is None:
-        return os.environ.get("MLFLOW_EXPERIMENT_ID", "0")
-    found = client.get_experiment_by_name(name)
-    return found.experiment_id if found else client.create_experiment(name)
 
 
 def write_artifacts(result: SweepResult, folder: Path) -> None:

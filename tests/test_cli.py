@@ -188,7 +188,7 @@ def test_an_interrupt_says_how_to_go_on(place, monkeypatch):
         (["--alphas", "strong"], "alphas"),
         (["--max-samples", "0"], "max_samples"),
         (["--dataset", "absent.csv"], "absent.csv"),
-        (["--dataset", "empty.csv"], "row 1"),
+        (["--dataset", "empty.csv"], "line 2"),
         (["--dataset", "latin.csv"], "UTF-8"),
         (["--dataset", "one.csv"], "one emotion only"),
         (["--scorers", "broken"], "broken"),

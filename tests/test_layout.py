@@ -34,6 +34,7 @@ ORDER = (
     {"packing", "directions"},
     {"generation"},
     {"sweep"},
+    {"run_context"},
     {"tracking"},
     {"session"},
     {"cli"},
@@ -41,7 +42,7 @@ ORDER = (
 
 PLUGINS = {f"{EVALUATORS}.{name}" for name in ("plugin", "pyfunc", "served_model", "genai")}
 ALLOWED = {
-    "mlflow": {f"emo_mlflow.{name}" for name in ("tracking", "sweeps", "comparison_run", "cli")} | PLUGINS,
+    "mlflow": {f"emo_mlflow.{name}" for name in ("run_context", "tracking", "sweeps", "comparison_run", "cli")} | PLUGINS,
     "onnxruntime": {"emo_mlflow.scorers", f"{EVALUATORS}.graph"},
     "click": {"emo_mlflow.cli"},
 }

@@ -20,7 +20,8 @@ from synthetic import synthetic_sweep
 
 from emo_mlflow import find_sweeps, load_sweep
 from emo_mlflow.errors import UserError
-from emo_mlflow.tracking import SweepRun, check_store, effect_name, fetch_directions, mark_failed
+from emo_mlflow.run_context import check_store, mark_failed
+from emo_mlflow.tracking import SweepRun, effect_name, fetch_directions
 
 ARTIFACTS = {
     "config.json", "prompts.parquet", "fit_prompts.parquet", "directions.safetensors", "conditions.parquet", "completions.parquet",
