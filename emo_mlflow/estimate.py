@@ -11,7 +11,8 @@ from emo_mlflow.sweep import Plan
 from emo_mlflow.types import Condition
 
 TYPICAL_UTILISATION = 0.6  # of the matrix-product rate, as packed decoding reaches on CPUs
-PROBE_SECONDS = 0.2
+PROBE_SECONDS = 0.3
+PROBES = 5
 
 
 @dataclass(frozen=True)
@@ -41,10 +42,10 @@ class Estimate:
         ]
 
 
-def gemm_rate(device: torch.device, dtype: torch.dtype, width: int) -> float:
-    """Measured floating-point operations per second of a product [256, width] x [width, 4 width]."""
-    left = torch.randn(256, width, device=device, dtype=dtype)
-    right = torch.randn(width, 4 * width, device=device, dtype=dtype)
+def gemm_rate(device: torch.device, dtype: torch.dtype, m: int, k: int, n: int) -> float:
+    """Measured floating-point operations per second of a product [m, k] x [k, n]: the best of several runs."""
+    left = torch.randn(m, k, device=device, dtype=dtype)
+    right = torch.randn(n, k, device=device, dtype=dtype).T  # as linear layers hold their weights
 
     def seconds(repeats: int) -> float:
         start = time.perf_counter()
@@ -54,8 +55,8 @@ def gemm_rate(device: torch.device, dtype: torch.dtype, width: int) -> float:
         return time.perf_counter() - start
 
     seconds(2)
-    repeats = max(1, int(PROBE_SECONDS / max(seconds(1), 1e-6)))
-    return repeats * 2.0 * 256 * width * 4 * width / seconds(repeats)
+    repeats = max(1, int(PROBE_SECONDS / PROBES / max(seconds(1), 1e-6)))
+    return repeats * 2.0 * m * k * n / min(seconds(repeats) for _ in range(PROBES))
 
 
 def passes_per_token(condition: Condition, n_layers: int, n_steps: int) -> float:
@@ -83,7 +84,7 @@ def estimate(plan: Plan) -> Estimate:
         n_cells=plan.n_cells,
         n_tokens=tokens,
         flops=flops,
-        flops_per_second=gemm_rate(stack.device, stack.dtype, stack.d_model),
+        flops_per_second=gemm_rate(stack.device, stack.dtype, 256, stack.d_model, 4 * stack.d_model),
         memory=weights + batch * rows.per_row,
         batch_size=batch,
     )

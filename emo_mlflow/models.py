@@ -264,11 +264,11 @@ def _load_model(folder: Path, device: torch.device, dtype: torch.dtype) -> PreTr
     model, found = loaded
     if missing := sorted(found["missing_keys"]):
         raise UserError(f"{folder}: {len(missing)} tensors of {type(model).__name__} are missing, such as {missing[0]}")
-    _fuse_activations(model)
+    fuse_activations(model)
     return cast(PreTrainedModel, model.eval().requires_grad_(False))
 
 
-def _fuse_activations(model: nn.Module) -> None:
+def fuse_activations(model: nn.Module) -> None:
     """GPT-2's and GPT-Neo's activation in one pass over memory instead of eight: the same function, decoding 1.2 times as fast."""
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
