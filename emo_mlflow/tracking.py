@@ -104,7 +104,8 @@ class SweepRun:
         """Opens the run to resume, or the one that `mlflow run` made, or a new one."""
         client = MlflowClient(tracking_uri)
         tags = {"emo.model": config.model, "emo.profile": config.profile}
-        name = f"sweep {Path(config.model).name}"
+        windows = f" {','.join(map(str, config.patch_window))}" if config.scope == "window" else ""
+        name = f"sweep {Path(config.model).name}, {config.scope}{windows}"
         run_id = open_run(client, "sweep", name, tags=tags, experiment=experiment, run_id=run_id)
         return cls(client, run_id, config)
 
@@ -119,7 +120,7 @@ class SweepRun:
     def progress(self, done: int, total: int, figures: Mapping[str, float]) -> None:
         """Logs how far the sweep is, now and then; a store that is busy does not stop the sweep."""
         now = time.monotonic()
-        if now - self._last_progress < PROGRESS_SECONDS:
+        if now - self._last_progress < PROGRESS_SECONDS and done < total:
             return
         self._last_progress = now
         try:
@@ -182,7 +183,7 @@ class SweepRun:
         for condition in wanted.to_dict("records"):
             if condition["condition_id"] in there:
                 continue
-            name = f"{condition['emotion']} layer {condition['layer']} alpha {condition['alpha']:g}"
+            name = child_name(condition, result.conditions["patch_window"].nunique())
             tags = {MLFLOW_PARENT_RUN_ID: self.run_id, KIND: "condition", CONDITION: condition["condition_id"]}
             child = self.client.create_run(experiment_id, tags={**resolve_tags(), **tags}, run_name=name).info.run_id
             params = shared | {key: _text(condition[key]) for key in (*SETTING, "scope") if not pd.isna(condition[key])}
@@ -203,6 +204,12 @@ class SweepRun:
             token = page.token
             if not token:
                 return found
+
+
+def child_name(condition: Mapping[Any, Any], n_windows: int) -> str:
+    """As short as the column of MLflow's table of runs, which cuts off what is longer: `gratitude L12 α2`."""
+    name = f"{condition['emotion']} L{condition['layer']} \N{GREEK SMALL LETTER ALPHA}{condition['alpha']:g}"
+    return f"{name} W{condition['patch_window']}" if n_windows > 1 else name
 
 
 def _setting(condition: Mapping[Any, Any] | pd.Series) -> tuple[Any, ...]:

@@ -20,12 +20,13 @@ from synthetic import synthetic_sweep
 
 from emo_mlflow import find_sweeps, load_sweep
 from emo_mlflow.errors import UserError
+from emo_mlflow.report.sweep import verdicts
 from emo_mlflow.run_context import check_store, mark_failed
 from emo_mlflow.tracking import SweepRun, effect_name, fetch_directions
 
 ARTIFACTS = {
     "config.json", "prompts.parquet", "fit_prompts.parquet", "directions.safetensors", "conditions.parquet", "completions.parquet",
-    "scores.parquet", "effects.parquet", "examples.json", "report.md", "figures",
+    "scores.parquet", "effects.parquet", "examples.json", "report.md", "report.html", "figures",
 }  # fmt: skip
 
 
@@ -147,7 +148,7 @@ def test_the_run_that_mlflow_run_made_is_used(store, monkeypatch):
     assert run.run_id == made.info.run_id
     found = client.get_run(run.run_id)
     assert "gratitude: raised" in found.data.tags["mlflow.note.content"]
-    assert found.info.run_name == f"sweep {result.config.model}"
+    assert found.info.run_name == f"sweep {result.config.model}, generated"
     assert found.data.tags["emo.kind"] == "sweep" and found.data.params["config.model"] == result.config.model
     mark_failed("no such model", store)
     assert client.get_run(run.run_id).data.tags["emo.failure"] == "no such model"
@@ -245,3 +246,29 @@ def test_against_a_real_server(tmp_path, monkeypatch):
     finally:
         server.terminate()
         server.wait()
+
+
+def test_names_of_children_fit_their_column(store):
+    """MLflow's table of runs cuts a child's name after about 17 characters, so that all conditions looked the same."""
+    result = synthetic_sweep(n_prompts=4, n_layers=3, alphas=(1.0, -0.5), n_random=0)
+    names = {child.info.run_name for child in children_of(store, logged(store, result))}
+    assert len(names) == 3 * 3 * 2 and max(map(len, names)) <= 18 and {"gratitude L2 α1", "anger L0 α-0.5"} <= names
+
+
+def test_the_report_shows_its_figures_in_mlflow(store, tmp_path):
+    """MLflow's viewer shows no picture that report.md refers to: report.html has them in itself, and no caption appears twice."""
+    run_id = logged(store, synthetic_sweep(n_prompts=4, n_layers=2, n_random=1))
+    client = MlflowClient(store)
+    page = Path(client.download_artifacts(run_id, "report.html", str(tmp_path))).read_text(encoding="utf-8")
+    assert page.count("data:image/png;base64,") == 3 and "&lt;b&gt;feel" in page and "<b>" not in page
+    lines = Path(client.download_artifacts(run_id, "report.md", str(tmp_path))).read_text(encoding="utf-8").splitlines()
+    assert "![against_random](figures/against_random.png)" in lines
+    assert sum("random directions of the same norm" in line for line in lines) == 1
+
+
+def test_a_sweep_that_moved_nothing_says_so():
+    """A random model gave "raised from 0.00 to 0.00 (d_z nan)"."""
+    result = synthetic_sweep(n_prompts=4, n_layers=2, n_random=1)
+    flat = result.effects.assign(mean_patched=result.effects["mean_baseline"], mean_diff=0.0, d_z=np.nan)
+    (first, *_) = verdicts(replace(result, effects=flat))
+    assert "gratitude: no condition changed goemotions.gratitude (n = 4)." in first

@@ -73,7 +73,8 @@ def _markdown(block: Block) -> str:
     if isinstance(block, Bullets):
         return "\n".join(f"- {escape(item)}" for item in block.items)
     if isinstance(block, Picture):
-        return f"![{escape(block.caption)}]({block.path})\n\n*{escape(block.caption)}*"
+        # MLflow's viewer shows `[alternative text](path)` in its place, and the caption once is enough
+        return f"![{escape(Path(block.path).stem)}]({block.path})\n\n*{escape(block.caption)}*"
     head = ["| " + " | ".join(map(escape, block.columns)) + " |", "|---" * len(block.columns) + "|"]
     return "\n".join([*head, *("| " + " | ".join(map(escape, row)) + " |" for row in block.rows)])
 

@@ -7,24 +7,25 @@ from pathlib import Path
 
 import pandas as pd
 
+from emo_mlflow.report.blocks import Block, Bullets, Heading, Paragraph, Picture, Table, escape, to_html, to_markdown
 from emo_mlflow.report.figures import against_random, effect_against_fluency, heat_maps
 from emo_mlflow.report.findings import Finding, findings
 from emo_mlflow.report.style import save
 from emo_mlflow.results import KEYS, SweepResult
 
 EXAMPLES_PER_EMOTION = 8
-MARKDOWN = str.maketrans(
-    {c: f"\\{c}" for c in "\\`*_[]|~$"} | {"<": "&lt;", ">": "&gt;", "&": "&amp;", "\n": " ⏎ ", "\r": " "}
-)
-
-
-def escape(text: str) -> str:
-    """Text as it is, in one line, in a cell of a Markdown table: generated text can hold markup."""
-    return text.translate(MARKDOWN)
+IN_REPORT = 3
+FIGURES = {
+    "layer_by_emotion": "Mean difference from the baseline, by layer. White is no change.",
+    "against_random": "Each emotion's strongest condition against random directions of the same norm at the same layer.",
+    "effect_against_fluency": "What an effect costs: to the right, text that the unpatched model finds less likely.",
+}
 
 
 def verdict(found: Finding) -> str:
     """One sentence about an emotion's strongest condition."""
+    if found.difference == 0:
+        return f"{found.emotion}: no condition changed {found.metric} (n = {found.n})."
     change = f"{found.metric} from {found.baseline:.2f} to {found.patched:.2f} ({found.difference:+.2f}, d_z {found.d_z:.2f}, n = {found.n})"
     where = f"layer {found.layer}, alpha {found.alpha:g}" + (f", window {found.window}" if found.window else "")
     moved = "moved" if found.chosen or found.difference < 0 else "raised"
@@ -81,14 +82,14 @@ def example_table(result: SweepResult, found: Sequence[Finding]) -> pd.DataFrame
         table = pd.DataFrame(
             {
                 "emotion": item.emotion,
-                "layer": item.layer,
-                "alpha": item.alpha,
                 "prompt": both["text"],
                 "baseline": both["completion baseline"],
                 "patched": both["completion patched"],
                 "metric": item.metric,
                 "score baseline": both[f"{item.metric} baseline"].astype(float),
                 "score patched": both[f"{item.metric} patched"].astype(float),
+                "layer": item.layer,
+                "alpha": item.alpha,
             }
         )
         change = (table["score patched"] - table["score baseline"]).abs()
@@ -97,7 +98,10 @@ def example_table(result: SweepResult, found: Sequence[Finding]) -> pd.DataFrame
 
 
 def write_report(result: SweepResult, folder: Path) -> None:
-    """Writes report.md, examples.json (MLflow's table format) and figures/*.png into `folder`."""
+    """Writes figures/*.png, examples.json (MLflow's table format), report.md, and report.html with the figures in it.
+
+    MLflow's viewer shows no picture that a Markdown file refers to.
+    """
     found = findings(result)
     save(heat_maps(result), folder / "figures" / "layer_by_emotion.png")
     save(against_random(found), folder / "figures" / "against_random.png")
@@ -106,43 +110,45 @@ def write_report(result: SweepResult, folder: Path) -> None:
     (folder / "examples.json").write_text(
         examples.to_json(orient="split", index=False, force_ascii=False), encoding="utf-8"
     )
-    (folder / "report.md").write_text(_markdown(result, found, examples), encoding="utf-8")
+    blocks = _blocks(result, found, examples)
+    (folder / "report.md").write_text(to_markdown(blocks), encoding="utf-8")
+    (folder / "report.html").write_text(to_html(blocks, folder, "en"), encoding="utf-8")
 
 
-def _markdown(result: SweepResult, found: Sequence[Finding], examples: pd.DataFrame) -> str:
-    config = result.config
-    lines = [f"# Sweep of {escape(config.model)}", ""]
-    lines += verdicts(result)
-    lines += [
-        "",
-        "Each is the condition with the largest change of that emotion's own label, of all layers and strengths that were tried, so its size is",
-    ]
-    lines += [
-        "flattered by the choice; a comparison run (`emo-mlflow compare`) tests all conditions together.",
-        "",
-        "## Figures",
-        "",
-    ]
-    for name, caption in (
-        ("layer_by_emotion", "Mean difference from the baseline, by layer. White is no change."),
+def _blocks(result: SweepResult, found: Sequence[Finding], examples: pd.DataFrame) -> list[Block]:
+    shown = examples.groupby("emotion", sort=False).head(IN_REPORT).to_dict("records")
+    texts = [
         (
-            "against_random",
-            "Each emotion's strongest condition against random directions of the same norm at the same layer.",
-        ),
-        (
-            "effect_against_fluency",
-            "What an effect costs: to the right, text that the unpatched model finds less likely.",
-        ),
-    ):
-        lines += [f"![{caption}](figures/{name}.png)", "", f"*{caption}*", ""]
-    lines += ["## Texts", "", "| emotion | prompt | baseline | patched | score |", "|---|---|---|---|---|"]
-    for row in examples.groupby("emotion", sort=False).head(3).to_dict("records"):
-        scores = f"{row['score baseline']:.2f} to {row['score patched']:.2f}"
-        lines.append(
-            f"| {escape(row['emotion'])} | {escape(row['prompt'])} | {escape(row['baseline'])} | {escape(row['patched'])} | {scores} |"
+            row["emotion"],
+            row["prompt"],
+            row["baseline"],
+            row["patched"],
+            f"{row['score baseline']:.2f} to {row['score patched']:.2f}",
         )
-    lines += ["", "More in `examples.json`; all in `completions.parquet`.", "", "## Settings", "", "| | |", "|---|---|"]
-    settings = {
+        for row in shown
+    ]
+    versions = ", ".join(f"{name} {version}" for name, version in result.facts["versions"].items())
+    return [
+        Heading(f"Sweep of {result.config.model}", 1),
+        Bullets([verdict(item) for item in found]),
+        Paragraph(
+            "Each is the condition with the largest change of that emotion's own label, of all layers and strengths that were tried, "
+            "so its size is flattered by the choice; a comparison run (emo-mlflow compare) tests all conditions together."
+        ),
+        Heading("Figures"),
+        *(Picture(f"figures/{name}.png", caption) for name, caption in FIGURES.items()),
+        Heading("Texts"),
+        Table(("emotion", "prompt", "baseline", "patched", "score"), texts),
+        Paragraph("More in examples.json; all in completions.parquet."),
+        Heading("Settings"),
+        Table(("setting", "value"), list(_settings(result).items())),
+        Paragraph(f"Versions: {versions}. config.json holds every setting."),
+    ]
+
+
+def _settings(result: SweepResult) -> dict[str, str]:
+    config = result.config
+    return {
         "prompts": f"{len(result.prompts)} ({result.facts['prompt_source']}; {result.facts['prompt_split']})",
         "conditions": f"{len(result.conditions)}, cells {result.facts['n_cells']}",
         "layers": ", ".join(map(str, config.layers)),
@@ -158,7 +164,3 @@ def _markdown(result: SweepResult, found: Sequence[Finding], examples: pd.DataFr
         "device": f"{result.facts['device']}, {config.dtype}",
         "model fingerprint": str(result.facts["model_fingerprint"]),
     }
-    lines += [f"| {name} | {escape(value)} |" for name, value in settings.items()]
-    versions = ", ".join(f"{name} {version}" for name, version in result.facts["versions"].items())
-    lines += ["", f"Versions: {versions}.", "", "`config.json` holds every setting.", ""]
-    return "\n".join(lines)
