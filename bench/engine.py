@@ -247,7 +247,7 @@ def profile(ours: Ours, scope: Scope) -> None:
 def independence(n_cells: int) -> None:
     """Real weights: every condition alone (its prompts together) against all packed, greedy, float32."""
     from emo_mlflow.models import load, resolve
-    from emo_mlflow.sweep import text_decoder
+    from emo_mlflow.stages import text_decoder
 
     work = Work("", 30, 576, 49152, 8, -(-n_cells // 240), 30)
     loaded = load(resolve("smollm2-135m"), torch.device("cpu"), torch.float32)

@@ -70,17 +70,22 @@ class Engine:
         fits = int(free_memory(self.stack.device) * MEMORY_SHARE) // per_row
         return MemoryEstimate(per_row, max(1, min(most, fits)))
 
+    def packs(self, rows: Sequence[Row]) -> list[list[Row]]:
+        """The rows in packs that fit the memory, as `generate` decodes them; a pack alone is cut no further."""
+        if not rows:
+            return []
+        longest = max(len(row.tokens) for row in rows)
+        return plan_packs(
+            rows, self.batch_size or self.estimate(longest, longest if _edits_prompts(rows) else 1).batch_size
+        )
+
     def generate(self, rows: Sequence[Row]) -> Iterator[list[Completion]]:
         """Yields the completions of one pack after another; a pack that does not fit the memory is halved and tried again.
 
         Raises:
             UserError: if a single row does not fit.
         """
-        if not rows:
-            return
-        longest = max(len(row.tokens) for row in rows)
-        batch_size = self.batch_size or self.estimate(longest, longest if _edits_prompts(rows) else 1).batch_size
-        waiting = plan_packs(rows, batch_size)[::-1]
+        waiting = self.packs(rows)[::-1]
         while waiting:
             pack = waiting.pop()
             try:

@@ -9,35 +9,34 @@ from __future__ import annotations
 import itertools
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
+import pyarrow as pa
 import torch
 
 from emo_mlflow.config import resolve_layers
-from emo_mlflow.decoding import Decoding
 from emo_mlflow.directions import (
     Fit,
     check_directions,
     fit_directions,
     load_directions,
     norms_from_metadata,
-    random_control,
     text_means,
 )
 from emo_mlflow.errors import UserError
 from emo_mlflow.generation import Engine
 from emo_mlflow.layers import BlockStack
 from emo_mlflow.models import LoadedModel, ModelSpec, check, load, pick_device, resolve
-from emo_mlflow.packing import Row, Tokens
+from emo_mlflow.packing import Tokens
 from emo_mlflow.prompts import PromptSet, fit_hash, load_prompts
 from emo_mlflow.results import SweepResult
 from emo_mlflow.scorers import Scorers, load_scorers
-from emo_mlflow.steering import Patch, make_patch
+from emo_mlflow.stages import Generation, Grid, Scoring, cell_batch, completions_in, make_engine
 from emo_mlflow.tables import Work, assemble
-from emo_mlflow.types import Cell, Completion, Condition, Prompt, SweepConfig, digest
+from emo_mlflow.types import Cell, Completion, Condition, Prompt, SweepConfig
 
 Progress = Callable[[int, int, Mapping[str, float]], None]
 
@@ -78,52 +77,31 @@ def prepare(config: SweepConfig, directions_file: Path | None = None) -> Inputs:
 
 
 @dataclass(frozen=True, eq=False)
-class Plan:
+class Plan(Grid):
     """A sweep laid out: the model is loaded, the directions are known, every cell can be named."""
 
     inputs: Inputs
-    config: SweepConfig
     loaded: LoadedModel
     stack: BlockStack
-    fit: Fit
-    conditions: tuple[Condition, ...]
-    tokens: Mapping[str, Tokens]
-
-    @property
-    def n_cells(self) -> int:
-        """Conditions x prompts x samples."""
-        return len(self.conditions) * len(self.tokens) * self.config.samples_per_prompt
 
     @cached_property
     def engine(self) -> Engine:
         """The engine, set up for these settings."""
-        config = self.config
-        decoding = Decoding(config.sequence_length, config.min_new_tokens, config.temperature, self.loaded.eos_ids)
-        return Engine(self.stack, decoding, text_decoder(self.loaded), config.batch_size)
+        return make_engine(self.config, self.loaded, self.stack)
 
-    def rows(self, done: set[Cell]) -> Iterator[Row]:
-        """The cells that are not done, ready for the engine."""
-        for condition in self.conditions:
-            patch = self._patch(condition)
-            for prompt_id, tokens in self.tokens.items():
-                for sample in range(self.config.samples_per_prompt):
-                    cell = Cell(condition.condition_id, prompt_id, sample)
-                    if cell not in done:
-                        yield Row(cell, tokens, patch, noise_seed(self.config.seed, prompt_id, sample))
+    def packs(self, done: set[Cell]) -> list[pa.Table]:
+        """The cells that are not done, in batches for `Generation`.
 
-    def _patch(self, condition: Condition) -> Patch | None:
-        if condition.kind == "baseline":
-            return None
-        emotion, layer = condition.emotion, condition.layer
-        assert emotion is not None and layer is not None
-        direction = self.fit.directions[emotion]
-        vector, basis = direction.vectors[layer], None if direction.basis is None else direction.basis[layer]
-        if condition.draw is not None:
-            vector, basis = random_control(
-                vector, basis, seed=self.config.seed, emotion=emotion, layer=layer, draw=condition.draw
-            )
-        norm = float(self.fit.residual_norms[layer])
-        return make_patch(condition, vector, basis, norm, self.config.sequence_length)
+        Packs are cut from all cells: what a row is computed beside changes the last bits of its numbers.
+        """
+        packs = self.engine.packs([self.row(cell) for cell in self.cells()])
+        left = ([row.cell for row in pack if row.cell not in done] for pack in packs)
+        return [cell_batch(cells) for cells in left if cells]
+
+    def scoring(self) -> Scoring:
+        """The stage after generation."""
+        prompts = {prompt.prompt_id: prompt.text for prompt in self.inputs.prompts.test}
+        return Scoring(self.inputs.scorers, prompts, self.config.score_prompt)
 
 
 def make_conditions(config: SweepConfig) -> tuple[Condition, ...]:
@@ -155,21 +133,6 @@ def encode(loaded: LoadedModel, texts: Sequence[str], prepend_bos: bool) -> list
     return [(*start, *loaded.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts]
 
 
-def text_decoder(loaded: LoadedModel) -> Callable[[list[list[int]]], list[str]]:
-    """Token ids of new tokens to texts, without special tokens."""
-
-    def decode(batch: list[list[int]]) -> list[str]:
-        texts = loaded.tokenizer.batch_decode(batch, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return list(texts)
-
-    return decode
-
-
-def noise_seed(seed: int, prompt_id: str, sample: int) -> int:
-    """What a cell's sampling noise is drawn from: the condition is not in it, so that conditions are paired."""
-    return int(digest([seed, prompt_id, sample]), 16)
-
-
 def make_plan(inputs: Inputs) -> Plan:
     """Loads the model, checks what only it can tell, and fits or reads the directions.
 
@@ -190,7 +153,7 @@ def make_plan(inputs: Inputs) -> Plan:
     _check_lengths(inputs.prompts.test, tokens, loaded.context, config.sequence_length)
     stack = BlockStack(loaded.model)
     fit = _directions(inputs, config, loaded, stack)
-    return Plan(inputs, config, loaded, stack, fit, make_conditions(config), tokens)
+    return Plan(config, fit, make_conditions(config), tokens, inputs, loaded, stack)
 
 
 def _check_lengths(prompts: Sequence[Prompt], tokens: Mapping[str, Tokens], context: int, new: int) -> None:
@@ -241,13 +204,15 @@ def run(
         on_progress: called with cells done, cells in all, and figures of speed.
     """
     before = probe_logits(plan)
-    work = Work(plan.inputs.scorers, {p.prompt_id: p.text for p in plan.inputs.prompts.test}, plan.config.score_prompt)
+    work = Work(plan.scoring())
     work.add(done)
     on_progress(len(work.completions), plan.n_cells, {})
     if plan.stack.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(plan.stack.device)
     start, tokens = time.monotonic(), 0
-    for pack in plan.engine.generate(list(plan.rows({completion.cell for completion in done}))):
+    generate = Generation(plan, plan.engine)
+    for cells in plan.packs({completion.cell for completion in done}):
+        pack = completions_in(generate(cells))
         keep(pack)
         work.add(pack)
         tokens += sum(completion.n_tokens for completion in pack)

@@ -13,7 +13,7 @@ import pandas as pd
 from emo_mlflow import __version__
 from emo_mlflow.prompts import PromptSet
 from emo_mlflow.results import KEYS, SweepResult
-from emo_mlflow.scorers import Scorers
+from emo_mlflow.stages import Scoring, completion_batch
 from emo_mlflow.statistics.effects import condition_effects
 from emo_mlflow.types import Completion, Condition, Direction, Prompt, SweepConfig
 
@@ -22,32 +22,24 @@ VERSIONED = ("torch", "transformers", "numpy", "onnxruntime", "mlflow")
 
 
 class Work:
-    """The completions so far, and which text each of them is scored by."""
+    """The completions so far, and the stage that they are scored by."""
 
-    def __init__(self, scorers: Scorers, prompts: Mapping[str, str], with_prompt: bool) -> None:
-        self.scorers = scorers
-        self.prompts = prompts
-        self.with_prompt = with_prompt
+    def __init__(self, scoring: Scoring) -> None:
+        self.scoring = scoring
         self.completions: list[Completion] = []
 
     def add(self, completions: Sequence[Completion]) -> None:
         """Takes in more completions."""
         self.completions += completions
 
-    def _text(self, completion: Completion) -> str:
-        return self.prompts[completion.cell.prompt_id] * self.with_prompt + completion.completion
-
     def scores(self) -> pd.DataFrame:
         """KEYS and one float32 column per metric, for the cells that did not fail; each distinct text is scored once."""
-        scored = [completion for completion in self.completions if completion.failure is None]
-        values = self.scorers.score([self._text(completion) for completion in scored])
-        keys = pd.DataFrame([(c.cell.condition_id, c.cell.prompt_id, c.cell.sample) for c in scored], columns=KEYS)
-        return keys.join(pd.DataFrame(values, columns=list(self.scorers.metrics)).astype(np.float32))
+        return self.scoring(completion_batch(self.completions)).to_pandas()
 
     @property
     def n_distinct(self) -> int:
         """Distinct texts among the completions."""
-        return len({self._text(completion) for completion in self.completions})
+        return len({self.scoring.text(completion) for completion in self.completions})
 
 
 def prompt_table(prompts: Sequence[Prompt]) -> pd.DataFrame:

@@ -155,12 +155,13 @@ def test_an_interrupt_says_how_to_go_on(place, monkeypatch):
     """Ctrl-C ends the run as KILLED, keeps what was finished, and prints the command that goes on."""
     from emo_mlflow.generation import Engine
 
-    real = Engine.generate
+    real, calls = Engine.generate, []
 
     def interrupted(self, rows):
-        packs = real(self, rows)
-        yield next(packs)
-        raise KeyboardInterrupt
+        calls.append(rows)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(self, rows)
 
     monkeypatch.setattr(Engine, "generate", interrupted)
     result = invoke(*arguments(place, "--batch-size", "8"))

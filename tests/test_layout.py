@@ -33,6 +33,7 @@ ORDER = (
     {"steering", "models"},
     {"packing", "directions"},
     {"generation"},
+    {"stages"},
     {"sweep"},
     {"run_context"},
     {"tracking"},
