@@ -22,6 +22,7 @@ from emo_mlflow.outcome import Metrics, Outcome, write_config
 from emo_mlflow.packing import Tokens
 from emo_mlflow.prompts import PromptSet, fit_hash, load_prompts
 from emo_mlflow.report.alignment import write_alignment_report
+from emo_mlflow.spreadsheet import write_csv
 from emo_mlflow.subspaces import check_components
 from emo_mlflow.sweep import encode
 from emo_mlflow.types import FloatArray, Prompt
@@ -52,7 +53,7 @@ def run_align(settings: AlignSettings, out: Path) -> Outcome:
     out.mkdir(parents=True, exist_ok=True)
     tables.overlap.to_parquet(out / "overlap.parquet", index=False)
     for name in ("overlap", "maps", "directions"):
-        getattr(tables, name).to_csv(out / f"{name}.csv", index=False)
+        write_csv(getattr(tables, name), out / f"{name}.csv")
     metadata = {"fit_hash": str(facts["fit_hash"]), "model_fingerprint": b.fingerprint, "model_type": b.model_type}
     metadata |= {"residual_norms": json.dumps([float(norm) for norm in b.norms]), "mapped_from": a.fingerprint}
     save_directions(out / "directions.safetensors", tables.mapped, metadata)

@@ -16,6 +16,7 @@ import platformdirs
 import yaml
 
 from emo_mlflow.errors import UserError
+from emo_mlflow.names import check_name, file_stem, shown
 from emo_mlflow.types import digest
 
 Activation = Literal["softmax", "sigmoid", "identity"]
@@ -96,13 +97,13 @@ def cache_folder() -> Path:
 
 def is_hub_id(source: str) -> bool:
     """Whether a text has the form owner/name."""
-    return re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source) is not None
+    return re.fullmatch(r"\w[\w.-]{0,95}/\w[\w.-]{0,95}", source, re.ASCII) is not None
 
 
 def source_key(source: str) -> str:
     """Names the cache folder of an export that was asked for by a folder or a hub id, without a card."""
     where = str(Path(source).resolve()) if Path(source).is_dir() else source
-    return f"{Path(where).name.lower()}-{digest(where, 12)}"
+    return f"{file_stem(Path(where).name.lower())}-{digest(where, 12)}"
 
 
 def builtin_cards() -> dict[str, Path]:
@@ -116,6 +117,16 @@ def embedded_folder() -> Path:
     return Path(str(files("emo_mlflow.evaluators"))) / EMBEDDED
 
 
+class _CardLoader(yaml.SafeLoader):
+    """Plain data without aliases, with which a few lines can stand for more than a memory holds."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        """Refuses an alias."""
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("a card has no aliases (*name)")
+        return super().compose_node(parent, index)
+
+
 def load_card(path: Path) -> Card:
     """Reads and checks a card.
 
@@ -123,8 +134,8 @@ def load_card(path: Path) -> Card:
         UserError: the file is missing, is not YAML, has an unknown key, lacks one, or a value has the wrong type.
     """
     try:
-        payload = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        payload = _CardLoader(path.read_text(encoding="utf-8")).get_single_data()
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:  # a date that is none is a ValueError
         raise UserError(f"cannot read the scorer card {path}: {' '.join(str(error).split())}") from None
     return parse_card(payload, str(path))
 
@@ -136,6 +147,10 @@ def parse_card(payload: Any, where: str) -> Card:
     if not isinstance(heads, list) or not heads:
         raise UserError(f"{where}: heads must be a list with a name, labels and an activation each")
     parsed = tuple(_parse_head(head, f"{where}, head {i + 1}") for i, head in enumerate(heads))
+    check_name(values["name"], f"{where}: name")
+    for name, mark in values.get("files", {}).items():
+        if not isinstance(name, str) or not isinstance(mark, str):
+            raise UserError(f"{where}: files must be names with a sha256 each, found {shown(name)}: {shown(mark)}")
     card = Card(**(values | {"heads": parsed}))
     duplicates = {metric for metric in card.metrics if card.metrics.count(metric) > 1}
     if duplicates:
@@ -161,6 +176,8 @@ def _parse_head(payload: Any, where: str) -> Head:
         if not isinstance(values.get(key, []), list) or not all(isinstance(x, kind) for x in values.get(key, [])):
             raise UserError(f"{where}: {key} must be a list of {'strings' if kind is str else 'numbers'}")
         values[key] = tuple(values.get(key, ()))
+    for name in (values["name"], *values["labels"]):
+        check_name(name, f"{where}: name or label")
     head = Head(**values)
     if not head.labels:
         raise UserError(f"{where}: labels must not be empty")
@@ -188,7 +205,7 @@ def _checked(cls: type[Card] | type[Head], payload: Any, where: str) -> dict[str
     known = {f.name: f for f in fields(cls)}
     unknown = sorted(map(str, set(payload) - set(known)))
     if unknown:
-        raise UserError(f"{where}: unknown key {', '.join(unknown)}; known are {', '.join(known)}")
+        raise UserError(f"{where}: unknown key {' '.join(', '.join(unknown).split())[:200]}; known are {', '.join(known)}")
     required = [name for name, f in known.items() if f.default is MISSING and f.default_factory is MISSING]
     missing = [name for name in required if name not in payload]
     if missing:
@@ -196,7 +213,7 @@ def _checked(cls: type[Card] | type[Head], payload: Any, where: str) -> dict[str
     for name, value in payload.items():
         expected = _TYPES.get(str(known[name].type))
         if expected and (not isinstance(value, expected) or isinstance(value, bool)):
-            raise UserError(f"{where}: {name} must be of type {known[name].type}, found {value!r}")
+            raise UserError(f"{where}: {name} must be of type {known[name].type}, found {shown(value)}")
     return dict(payload)
 
 

@@ -14,6 +14,7 @@ from safetensors.numpy import save_file
 from emo_mlflow.activations import Aggregation, text_means
 from emo_mlflow.errors import UserError
 from emo_mlflow.layers import BlockStack
+from emo_mlflow.names import check_name, shown
 from emo_mlflow.packing import Tokens
 from emo_mlflow.readout import Floats, contrasts, judge, mean_difference, method_named, parse_direction
 from emo_mlflow.subspaces import check_components, fit_subspaces
@@ -152,13 +153,15 @@ def load_directions(path: Path) -> tuple[dict[str, Direction], dict[str, str]]:
         with safe_open(str(path), framework="numpy") as file:
             metadata = dict(file.metadata() or {})
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - a safetensors handle is no dict
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, TypeError, ValueError) as error:  # a type that numpy lacks, such as bfloat16
         raise UserError(
-            f"cannot read directions from {path}: {error}; give a safetensors file or the id of a run"
+            f"cannot read directions from {path}: {shown(str(error))}; give a safetensors file or the id of a run"
         ) from None
     site = metadata.get("site")
     if site not in ("resid_pre", "resid_post"):
         raise UserError(f"{path} does not say at which site its directions were measured (metadata 'site')")
+    if not tensors:
+        raise UserError(f"{path} holds no direction")
     found: dict[str, Direction] = {}
     for name, vectors in tensors.items():
         if name.endswith(BASIS) and name.removesuffix(BASIS) in tensors:
@@ -166,7 +169,7 @@ def load_directions(path: Path) -> tuple[dict[str, Direction], dict[str, str]]:
         basis = tensors.get(name + BASIS)
         if vectors.ndim != 2 or (basis is not None and (basis.ndim != 3 or basis.shape[::2] != vectors.shape)):
             raise UserError(f"{path}: direction {name!r} has shape {vectors.shape}; expected [n_layers, d_model]")
-        found[name] = Direction(
+        found[check_name(name, f"{path}: direction")] = Direction(
             name, site, vectors.astype(np.float32), None if basis is None else basis.astype(np.float32)
         )
     return found, metadata
@@ -198,7 +201,7 @@ def check_directions(
             )
         if direction.site != site:
             raise UserError(f"direction {name!r} was measured at {direction.site}: run with site={direction.site}")
-        if not np.isfinite(direction.vectors).all():
+        if not all(np.isfinite(part).all() for part in (direction.vectors, direction.basis) if part is not None):
             raise UserError(f"direction {name!r} has values that are not finite: fit it again")
     made_on = metadata.get("model_fingerprint")
     if made_on and made_on != fingerprint:
@@ -207,7 +210,21 @@ def check_directions(
         )
 
 
-def norms_from_metadata(metadata: Mapping[str, str]) -> FloatArray | None:
-    """The residual norms that were measured with the directions, float32 [n_layers], where the file has them."""
+def norms_from_metadata(metadata: Mapping[str, str], n_layers: int) -> FloatArray | None:
+    """The residual norms that were measured with the directions, float32 [n_layers], where the file has them.
+
+    Raises:
+        UserError: if they are no norms, or not of so many layers.
+    """
     text = metadata.get("residual_norms")
-    return None if text is None else np.array(json.loads(text), np.float32)
+    if text is None:
+        return None
+    try:
+        norms = np.array(json.loads(text), np.float32)
+    except (ValueError, TypeError, RecursionError, OverflowError):
+        norms = np.array([], np.float32)
+    if norms.shape != (n_layers,) or not (np.isfinite(norms) & (norms >= 0)).all():
+        raise UserError(
+            f"the directions' residual_norms are not {n_layers} numbers of at least 0: fit the directions again"
+        )
+    return norms

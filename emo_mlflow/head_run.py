@@ -22,6 +22,7 @@ from emo_mlflow.outcome import Outcome, write_config
 from emo_mlflow.prompts import fit_hash, load_prompts
 from emo_mlflow.readout import contrasts
 from emo_mlflow.report.heads import write_heads_report
+from emo_mlflow.spreadsheet import write_csv
 from emo_mlflow.sweep import encode
 from emo_mlflow.types import FloatArray, Prompt, digest
 
@@ -164,8 +165,8 @@ def _save(
     fingerprint: str,
 ) -> None:
     out.mkdir(parents=True, exist_ok=True)
-    effects.to_csv(out / "heads.csv", index=False)
-    chosen.assign(intervention_id=[item.intervention_id for item in found]).to_csv(out / "candidates.csv", index=False)
+    write_csv(effects, out / "heads.csv")
+    write_csv(chosen.assign(intervention_id=[item.intervention_id for item in found]), out / "candidates.csv")
     tensors = {item.intervention_id: item.replacement for item in found}
     save_file(
         tensors,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,6 +10,7 @@ from typing import Any, Protocol
 import pandas as pd
 
 from emo_mlflow.errors import UserError
+from emo_mlflow.names import file_stem
 
 Metrics = dict[str, dict[str, float]]
 SETTING = ["emotion", "layer", "alpha"]
@@ -51,7 +51,7 @@ def export_legacy(sweep: Tables, folder: Path) -> list[Path]:
     """
     _check(sweep)
     cells = _cells(sweep)
-    name = re.sub(r"[^\w.\-]+", "_", str(sweep.config["model"])).strip(".") or "model"
+    name = file_stem(str(sweep.config["model"]))
     folder.mkdir(parents=True, exist_ok=True)
     payloads = {f"{name}_residual_sweep.pkl": residual_payload(sweep, cells)}
     if (sweep.conditions["kind"] == "random").any():

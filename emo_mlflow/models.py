@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 import os
 import re
 from collections.abc import Callable
@@ -16,10 +15,13 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.activations import NewGELUActivation
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from emo_mlflow import embedded_model
 from emo_mlflow.errors import UserError
 from emo_mlflow.hub import check_hub, hub_folder
+from emo_mlflow.model_folder import check_depth, read_config, why_no_tokenizer
+from emo_mlflow.names import shown
 from emo_mlflow.types import digest
 from emo_mlflow.weights import count_parameters, read_headers, weights_digest
 
@@ -44,6 +46,7 @@ CHOICES = (
 END_OF_DOCUMENT = "<|endoftext|>"
 CHAT_TURN = "<|im_start|>"  # a BOS in name only: in front of a text it promises a chat's role
 CPU = torch.device("cpu")
+KNOWN = frozenset(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)  # model types that transformers has a class for
 MEMORY_FACTOR = 1.1  # the weights, and what is needed while they are read
 SPARE_MEMORY = 300 * 2**20
 # What differs between copies of one model without changing what it computes.
@@ -90,13 +93,15 @@ def resolve(name: str, revision: str | None = None) -> ModelSpec:
     Raises:
         UserError: if it is no known name, hub id or folder, or its revision is given twice or where there are none.
     """
-    folder = Path(name).expanduser()
+    folder = Path(os.path.expanduser(name))
     if name not in ("", EMBEDDED, *HUB_MODELS) and folder.is_dir():
         return _unpinned(ModelSpec(name, "folder", str(folder.resolve())), revision)
     base, at, pinned = name.partition("@")
     if at and (not pinned or revision not in (None, pinned)):
         raise UserError(f"model {name!r}: give one revision, as in {base or 'owner/name'}@main")
     revision = pinned or revision
+    if revision and not re.fullmatch(r"\w[\w-]*([./]\w[\w-]*)*", revision, re.ASCII):
+        raise UserError(f"model {name!r}: {shown(revision)} is no revision: give a branch, a tag or a commit")
     if base == EMBEDDED:
         return _unpinned(ModelSpec(base, "embedded", embedded_model.REQUIREMENT), revision)
     if base in HUB_MODELS:
@@ -146,8 +151,10 @@ def check(spec: ModelSpec, device: torch.device = CPU, dtype: torch.dtype = torc
         if n_parameters is not None:
             _check_memory(spec, n_parameters, device, dtype)
     else:
-        _read_config(Path(spec.location))
-        _check_memory(spec, count_parameters(read_headers(Path(spec.location))), device, dtype)
+        config = read_config(Path(spec.location), KNOWN)
+        tensors = read_headers(Path(spec.location))
+        check_depth(Path(spec.location), config, len(tensors))
+        _check_memory(spec, count_parameters(tensors), device, dtype)
 
 
 def load(spec: ModelSpec, device: torch.device, dtype: torch.dtype) -> LoadedModel:
@@ -163,8 +170,9 @@ def load(spec: ModelSpec, device: torch.device, dtype: torch.dtype) -> LoadedMod
         spec = replace(spec, revision=folder.name)
     else:
         folder = Path(spec.location)
-    config = _read_config(folder)
+    config = read_config(folder, KNOWN)
     tensors = read_headers(folder)
+    check_depth(folder, config, len(tensors))
     _check_memory(spec, count_parameters(tensors), device, dtype)
     model = _load_model(folder, device, dtype)
     tokenizer = _load_tokenizer(folder)
@@ -210,7 +218,10 @@ def _eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, start: 
     ids = {start}
     for named in (model.generation_config, model.config, tokenizer):
         value = getattr(named, "eos_token_id", None)
-        ids.update(value if isinstance(value, list) else [] if value is None else [value])
+        found = value if isinstance(value, list) else [] if value is None else [value]
+        if wrong := [item for item in found if type(item) is not int]:
+            raise UserError(f"{tokenizer.name_or_path}: eos_token_id {shown(wrong[0])} is no token's number")
+        ids.update(found)
     return tuple(sorted(ids))
 
 
@@ -219,16 +230,6 @@ def _with_choices(ask_hub: Callable[[str, str | None], T], spec: ModelSpec) -> T
         return ask_hub(spec.location, spec.revision)
     except UserError as error:
         raise UserError(f"model {spec.name!r}: {error}; {CHOICES}") from None
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        config = None
-    if not isinstance(config, dict) or "model_type" not in config:
-        raise UserError(f"{folder} is not a model's folder: it needs config.json, safetensors weights and a tokenizer")
-    return config
 
 
 def _free_memory(device: torch.device) -> int:
@@ -259,7 +260,7 @@ def _load_model(folder: Path, device: torch.device, dtype: torch.dtype) -> PreTr
             local_files_only=True,
             output_loading_info=True,
         )
-    except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
+    except Exception as error:  # a configuration can be wrong in as many ways as its reader has lines
         raise UserError(f"{folder} cannot be loaded as a causal language model: {_one_line(error)}") from None
     model, found = loaded
     if missing := sorted(found["missing_keys"]):
@@ -280,7 +281,8 @@ def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except Exception as error:  # the tokenizers library raises plain Exception
-        raise UserError(f"{folder} has no tokenizer that can be loaded: {_one_line(error)}") from None
+        reason = why_no_tokenizer(folder, _one_line(error))
+        raise UserError(f"{folder} has no tokenizer that can be loaded: {reason}") from None
 
 
 def _one_line(error: Exception) -> str:

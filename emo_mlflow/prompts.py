@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from importlib.resources import files
 from io import StringIO
 from pathlib import Path
-from reprlib import repr as short
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from emo_mlflow.errors import UserError
+from emo_mlflow.names import check_name, shown
 from emo_mlflow.types import Prompt, Role, digest
 
 REFERENCE = "neutral"
@@ -247,19 +247,12 @@ def _checked(place: str, record: _Record) -> _Row:
     if text is None or (isinstance(text, str) and not text.strip()):
         raise UserError(f"{place}: the text is empty: fill it in or remove the row")
     if not isinstance(text, str):
-        raise UserError(f"{place}: the text is not a string: {_shown(text)}")
+        raise UserError(f"{place}: the text is not a string: {shown(text)}")
     if re.search("[\ud800-\udfff]", text):
-        raise UserError(f"{place}: the text holds half a character (a lone surrogate): {_shown(text)}")
-    if not isinstance(emotion, str) or not re.fullmatch(r"[\w.\- ]*\w[\w.\- ]*", emotion := emotion.strip()):
-        raise UserError(
-            f"{place}: emotion {_shown(emotion)} is not a name of letters, digits, spaces, dots and hyphens"
-        )
+        raise UserError(f"{place}: the text holds half a character (a lone surrogate): {shown(text)}")
+    emotion = check_name(emotion.strip() if isinstance(emotion, str) else emotion, f"{place}: emotion")
     if role is None or role == "":
         return text.strip(), emotion, None
     if not isinstance(role, str) or role.strip() not in ("fit", "test"):
-        raise UserError(f"{place}: role {_shown(role)} is neither fit nor test")
+        raise UserError(f"{place}: role {shown(role)} is neither fit nor test")
     return text.strip(), emotion, "fit" if role.strip() == "fit" else "test"
-
-
-def _shown(value: object) -> str:
-    return " ".join(short(value).split())

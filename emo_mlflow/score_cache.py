@@ -38,9 +38,8 @@ class ScoreCache:
                 part = hashes[start : start + _CHUNK]
                 query = f"SELECT text, row FROM scores WHERE scorer = ? AND text IN ({','.join('?' * len(part))})"
                 for found, row in connection.execute(query, [scorer, *part]):
-                    values = np.frombuffer(row, dtype="<f4")
-                    if len(values) == width:
-                        known[by_hash[found]] = values
+                    if isinstance(row, bytes) and len(row) == 4 * width:
+                        known[by_hash[found]] = np.frombuffer(row, dtype="<f4")
         return known
 
     def write(self, scorer: str, rows: Mapping[str, FloatArray]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -178,7 +179,10 @@ def find_scorer(name: str) -> Path:
     pointer = cache_folder() / "scorers" / key / "current"
     if not pointer.is_file():
         raise UserError(f"the scorer {name} is not exported yet: run `emo-mlflow export --scorer {name}` first")
-    return pointer.parent / pointer.read_text(encoding="utf-8").strip()
+    target = pointer.read_text(encoding="utf-8").strip()
+    if not re.fullmatch(r"[0-9a-f]{8,64}", target):
+        raise UserError(f"{pointer} does not name an export: run `emo-mlflow export --scorer {name}` again")
+    return pointer.parent / target
 
 
 def _choices() -> list[str]:
@@ -196,14 +200,33 @@ def _load(folder: Path) -> _Scorer:
     except Exception as error:  # ONNX Runtime's exceptions share no other base class
         raise UserError(f"ONNX Runtime cannot load {folder / GRAPH}: {' '.join(str(error).split())[:300]}") from None
     _check_graph(card, session)
-    return _Scorer(card, session, load_tokenizer(contents[TOKENIZER].decode(), card.max_length))
+    scorer = _Scorer(card, session, load_tokenizer(contents[TOKENIZER].decode(errors="replace"), card.max_length))
+    _try(scorer)
+    return scorer
+
+
+def _try(scorer: _Scorer) -> None:
+    """Scores two texts, so that files which cannot are found out before anything is generated."""
+    try:
+        scores = scorer.score(["", "I thank you."])
+    except Exception as error:  # of ONNX Runtime, tokenizers or numpy, as the files have it
+        raise UserError(f"the scorer {scorer.card.name} cannot score: {' '.join(str(error).split())[:300]}") from None
+    if not np.isfinite(scores).all():
+        raise UserError(f"the scorer {scorer.card.name} gives scores that are not finite")
 
 
 def load_tokenizer(text: str, max_length: int) -> Tokenizer:
-    """A tokenizer from the content of its file: no padding, texts cut to `max_length` tokens."""
-    tokenizer = Tokenizer.from_str(text)
-    tokenizer.no_padding()
-    tokenizer.enable_truncation(max_length)
+    """A tokenizer from the content of its file: no padding, texts cut to `max_length` tokens.
+
+    Raises:
+        UserError: if it is none.
+    """
+    try:
+        tokenizer = Tokenizer.from_str(text)
+        tokenizer.no_padding()
+        tokenizer.enable_truncation(max_length)
+    except Exception as error:  # the tokenizers library raises plain Exception
+        raise UserError(f"the scorer's {TOKENIZER} cannot be loaded: {' '.join(str(error).split())[:300]}") from None
     return tokenizer
 
 

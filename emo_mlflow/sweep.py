@@ -180,7 +180,7 @@ def _directions(inputs: Inputs, config: SweepConfig, loaded: LoadedModel, stack:
     check_directions(
         directions, metadata, emotions=config.emotions, site=config.site, shape=shape, fingerprint=loaded.fingerprint
     )
-    norms = norms_from_metadata(metadata)
+    norms = norms_from_metadata(metadata, loaded.n_layers)
     if norms is None:
         norms = text_means(stack, tokens, config.site)[1].mean(axis=0)
     return Fit({name: directions[name] for name in config.emotions}, norms)

@@ -18,6 +18,7 @@ from emo_mlflow.config import resolve_layers
 from emo_mlflow.directions import load_directions, save_directions
 from emo_mlflow.errors import UserError
 from emo_mlflow.models import check, load, resolve
+from emo_mlflow.names import check_name
 from emo_mlflow.types import Direction, FloatArray
 
 Format = Literal["gguf", "lm-eval", "safetensors"]
@@ -180,6 +181,7 @@ def import_vectors(settings: ImportSettings) -> str:
         UserError: if the file cannot be read, is for a model of another shape, or leaves open how many layers there are.
     """
     source = settings.source
+    check_name(settings.emotion, "emotion")
     if source.suffix != ".gguf" and "site" in _read_safetensors(source)[1]:
         directions, metadata = load_directions(source)
     else:

@@ -23,6 +23,7 @@ from emo_mlflow.outcome import Metrics, Outcome, write_config
 from emo_mlflow.prompts import PromptSet, fit_hash, load_prompts
 from emo_mlflow.readout import METHODS, judge, method_named, parse_direction
 from emo_mlflow.report.vectors import write_vectors_report
+from emo_mlflow.spreadsheet import write_csv
 from emo_mlflow.subspaces import Subspaces, check_components, fit_subspaces, stability
 from emo_mlflow.sweep import encode
 from emo_mlflow.types import Direction, FloatArray, Site
@@ -109,7 +110,7 @@ def run_vectors(settings: VectorSettings, out: Path) -> Outcome:
     out.mkdir(parents=True, exist_ok=True)
     _save_tensors(out, settings, prompts, directions, subspaces, facts, means)
     for name in ("readout", "subspaces", "norms"):
-        getattr(tables, name).to_csv(out / f"{name}.csv", index=False)
+        write_csv(getattr(tables, name), out / f"{name}.csv")
     write_config(out, asdict(settings), facts)
     write_vectors_report(tables.readout, tables.subspaces, tables.norms, settings.model, settings.direction, out)
     return Outcome(

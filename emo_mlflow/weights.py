@@ -8,6 +8,7 @@ import math
 import mmap
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from emo_mlflow.errors import UserError
 
@@ -38,7 +39,7 @@ def weight_names(index: str | None) -> list[str]:
         return [SINGLE]
     try:
         names = sorted({str(name) for name in json.loads(index)["weight_map"].values()})
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise UserError(f"{INDEX} is not a sharding index: download the model again") from None
     if wrong := [name for name in names if "/" in name or "\\" in name or not name.endswith(".safetensors")]:
         raise UserError(f"{INDEX} names {wrong[0]!r}: only safetensors files beside it are read")
@@ -73,16 +74,19 @@ def read_header(path: Path) -> dict[str, Tensor]:
             header = json.loads(file.read(length)) if length < size else None
         if header is None:
             raise ValueError
-        tensors = {
-            name: Tensor(path, item["dtype"], tuple(item["shape"]), *(8 + length + x for x in item["data_offsets"]))
-            for name, item in header.items()
-            if name != "__metadata__"
-        }
-    except (ValueError, KeyError, TypeError, AttributeError):
+        tensors = {name: _tensor(path, item, 8 + length) for name, item in header.items() if name != "__metadata__"}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise UserError(f"{path} is not a safetensors file: download or save the model again") from None
     if max((tensor.stop for tensor in tensors.values()), default=0) != size:
         raise UserError(f"{path} is cut off: download or save the model again")
     return tensors
+
+
+def _tensor(path: Path, item: dict[str, Any], first: int) -> Tensor:
+    (start, stop), shape = item["data_offsets"], tuple(item["shape"])
+    if not all(type(number) is int and number >= 0 for number in (start, stop, *shape)) or start > stop:
+        raise ValueError
+    return Tensor(path, str(item["dtype"]), shape, first + start, first + stop)
 
 
 def read_headers(folder: Path) -> dict[str, Tensor]:

@@ -22,10 +22,11 @@ from emo_mlflow.comparison.k_selection import k_selection
 from emo_mlflow.errors import UserError
 from emo_mlflow.report import fonts
 from emo_mlflow.report.blocks import Bullets, Heading, Paragraph, Table, to_html, to_markdown
-from emo_mlflow.report.comparison import check_language, without_formulas, write_comparison
+from emo_mlflow.report.comparison import check_language, write_comparison
 from emo_mlflow.report.comparison_text import answer
 from emo_mlflow.report.highlights import strongest
 from emo_mlflow.report.texts import LANGUAGES, texts
+from emo_mlflow.spreadsheet import without_formulas
 
 HOSTILE = "<script>alert(1)</script> | `x` *y* ![a](b) \n# z"
 

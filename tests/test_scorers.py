@@ -56,8 +56,9 @@ def test_distinct_texts_are_scored_once(tiny: Path, monkeypatch: pytest.MonkeyPa
         seen.extend(texts)
         return original(self, texts)
 
+    loaded = scorers.load_scorers([str(tiny)])
     monkeypatch.setattr(scorers._Scorer, "score", spy)
-    emo_mlflow.score(["one", "two", "one", "one"], str(tiny))
+    loaded.score(["one", "two", "one", "one"])
     assert seen == ["one", "two"]
 
 

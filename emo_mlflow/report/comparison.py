@@ -18,13 +18,13 @@ from emo_mlflow.report.fonts import families, styled
 from emo_mlflow.report.highlights import SMALLEST_CHANGE, examples, highlights, strongest
 from emo_mlflow.report.style import save
 from emo_mlflow.report.texts import texts
+from emo_mlflow.spreadsheet import write_csv
 from emo_mlflow.statistics.power import TARGET
 
 MOST_EFFECTS = 24
 EXAMPLES = 3
 PARQUET = ("effect_sizes",)
 AS_JSON = ("power_requirements",)
-FORMULAS = ("=", "+", "-", "@", "\t", "\r")
 
 
 def check_language(language: str) -> None:
@@ -56,7 +56,7 @@ def write_tables(comparison: Comparison, folder: Path) -> None:
         if name in PARQUET:
             table.to_parquet(folder / f"{name}.parquet", index=False)
         if name not in AS_JSON and len(table):
-            without_formulas(table).to_csv(folder / f"{name}.csv", index=False)
+            write_csv(table, folder / f"{name}.csv")
     summary = {
         "alpha": SIGNIFICANT,
         "target_power": TARGET,
@@ -66,15 +66,6 @@ def write_tables(comparison: Comparison, folder: Path) -> None:
         "post_hoc_power_csv": "power_analysis.csv",
     }
     (folder / "power_analysis.json").write_text(json.dumps(summary, indent=2), encoding="utf-8")
-
-
-def without_formulas(table: pd.DataFrame) -> pd.DataFrame:
-    """Texts that a spreadsheet would run as a formula get an apostrophe in front (a model's name is anyone's text)."""
-    guarded = table.copy()
-    for column in table.columns:
-        if not pd.api.types.is_numeric_dtype(table[column].dtype):
-            guarded[column] = [f"'{v}" if isinstance(v, str) and v.startswith(FORMULAS) else v for v in table[column]]
-    return guarded
 
 
 def report_blocks(comparison: Comparison, folder: Path, language: str) -> list[Block]:

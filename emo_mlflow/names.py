@@ -1,0 +1,54 @@
+"""Names that come from users, files and runs, before they become part of a metric, a tensor, a figure or a file's path."""
+
+from __future__ import annotations
+
+import re
+from reprlib import repr as short
+
+from emo_mlflow.errors import UserError
+from emo_mlflow.types import digest
+
+LONGEST = 64  # an effect's metric joins an emotion, a scorer and a label, and MLflow takes 250 characters
+RESERVED = (".basis", ".explained")  # what files of directions put behind an emotion
+_RESERVED_FILES = re.compile(
+    r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE
+)  # devices on Windows, whatever follows the dot
+
+
+def check_name(value: object, where: str) -> str:
+    """A name as it is, if it can stand in a metric's name and a file: letters, digits, spaces, dots, hyphens, underscores.
+
+    Args:
+        where: names the value in the error: a file, a line, a parameter.
+
+    Raises:
+        UserError: for anything else.
+    """
+    good = isinstance(value, str) and re.fullmatch(r"[\w.\- ]*\w[\w.\- ]*", value) and value == value.strip()
+    if not good:
+        raise UserError(f"{where} {shown(value)} is not a name of letters, digits, spaces, dots and hyphens")
+    name = str(value)
+    if len(name) > LONGEST:
+        raise UserError(f"{where} {shown(name)} has {len(name)} characters: give at most {LONGEST}")
+    if name.endswith(RESERVED):
+        raise UserError(
+            f"{where} {shown(name)} ends in {' or '.join(RESERVED)}, which files of directions keep for themselves"
+        )
+    return name
+
+
+def file_stem(name: str) -> str:
+    """A file's name without its ending, on every system, made of any text: short, in one folder, no device.
+
+    A text that is a good file name already stays as it is; others keep what is good in them and get a digest.
+    """
+    cleaned = re.sub(r"[^\w.\-]+", "_", name).strip("._")
+    kept = cleaned.encode()[:LONGEST].decode(errors="ignore")
+    if kept and kept == cleaned and not _RESERVED_FILES.fullmatch(kept):
+        return kept
+    return f"{kept.replace('.', '_') or 'unnamed'}-{digest(name, 8)}"
+
+
+def shown(value: object) -> str:
+    """Anything as a short text in one line, for an error."""
+    return " ".join(short(value).split())
