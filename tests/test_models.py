@@ -234,8 +234,8 @@ def test_code_from_a_model_folder_is_not_run(gpt2_folder):
     config = json.loads((gpt2_folder / "config.json").read_text())
     own = {"AutoConfig": "modeling_own.OwnConfig", "AutoModelForCausalLM": "modeling_own.Own"}
     (gpt2_folder / "config.json").write_text(json.dumps({**config, "model_type": "own", "auto_map": own}))
-    with pytest.raises(UserError, match="cannot be loaded"):
-        load(folder_spec(gpt2_folder), CPU, torch.float32)
+    with pytest.raises(UserError, match="auto_map.*trust_remote_code is off"):
+        check(folder_spec(gpt2_folder))
     assert not marker.exists()
 
 
