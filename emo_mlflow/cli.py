@@ -123,6 +123,46 @@ def compare(
     run_comparison(request, tracking_uri, experiment, click.echo)
 
 
+@main.command("log-model")
+@click.option("--run-id", default=None, help="A finished sweep.")
+@click.option("--emotion", default=None, help="Whose direction; may be left out where the sweep has one.")
+@click.option("--layer", type=click.IntRange(0), default=None, help="Default: the best condition's.")
+@click.option("--alpha", type=float, default=None, help="Default: the best condition's; each call can set another.")
+@click.option("--scope", type=click.Choice(["window", "generated", "all"]), default=None, help="Default: the sweep's.")
+@click.option("--patch-window", type=click.IntRange(1), default=None, help="Of scope window. Default: the sweep's.")
+@click.option("--comparison", default=None, help="A comparison's run; takes the condition that it recommends.")
+@click.option("--include-weights", is_flag=True, help="Copy the base model into the logged one; default: by reference.")
+@click.option("--register", default=None, help="Register the model under this name.")
+@store_options
+def log_model_command(
+    run_id: str | None,
+    comparison: str | None,
+    include_weights: bool,
+    register: str | None,
+    tracking_uri: str | None,
+    experiment: str | None,
+    **wanted: Any,
+) -> None:
+    """Log a condition of a sweep as an MLflow model that continues prompts under it, to load or to serve over HTTP.
+
+    Without --layer and --alpha it is the condition that raises the emotion's own label most without breaking the text.
+    """
+    from emo_mlflow.steered_choice import Wanted
+    from emo_mlflow.steered_log import Request, log_model
+
+    request = Request(run_id, Wanted(**wanted), comparison, include_weights, register)
+    log_model(request, tracking_uri, experiment, click.echo)
+
+
+@main.command("doctor")
+@click.option("--tracking-uri", default=None, help="MLflow tracking store; default: MLFLOW_TRACKING_URI or ./mlflow.db.")
+def doctor_command(tracking_uri: str | None) -> None:
+    """Say what works on this machine, what does not, and what to do; exits with 1 if a default sweep cannot run."""
+    from emo_mlflow.doctor import report
+
+    sys.exit(report(tracking_uri, click.echo))
+
+
 @main.command("export-legacy")
 @click.option("--run-id", required=True, help="A finished sweep.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True, help="Folder to write into.")

@@ -41,9 +41,11 @@ ORDER = (
     {"cli"},
 )
 
+STEERED = {"emo_mlflow.steered_log", "emo_mlflow.steered_code"}
+DOCTOR = {"emo_mlflow.doctor_checks"}
 PLUGINS = {f"{EVALUATORS}.{name}" for name in ("plugin", "pyfunc", "served_model", "genai")}
 ALLOWED = {
-    "mlflow": {f"emo_mlflow.{name}" for name in ("run_context", "tracking", "sweeps", "comparison_run", "cli")} | PLUGINS,
+    "mlflow": {f"emo_mlflow.{name}" for name in ("run_context", "tracking", "sweeps", "comparison_run", "cli")} | STEERED | DOCTOR | PLUGINS,
     "onnxruntime": {"emo_mlflow.scorers", f"{EVALUATORS}.graph"},
     "click": {"emo_mlflow.cli"},
 }
