@@ -29,8 +29,9 @@ from emo_mlflow.hub import SMALL_FILES, hub_folder
 from emo_mlflow.layers import BlockStack
 from emo_mlflow.models import LoadedModel, ModelSpec, load, pick_device, resolve
 from emo_mlflow.packing import Row
+from emo_mlflow.stages import noise_seed, text_decoder
 from emo_mlflow.steering import make_patch
-from emo_mlflow.sweep import encode, noise_seed, text_decoder
+from emo_mlflow.sweep import encode
 from emo_mlflow.types import Cell, Condition, FloatArray, digest
 from emo_mlflow.weights import INDEX, weight_files
 
