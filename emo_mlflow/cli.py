@@ -159,8 +159,9 @@ def log_model_command(
 def doctor_command(tracking_uri: str | None) -> None:
     """Say what works on this machine, what does not, and what to do; exits with 1 if a default sweep cannot run."""
     from emo_mlflow.doctor import report
+    from emo_mlflow.doctor_checks import all_checks
 
-    sys.exit(report(tracking_uri, click.echo))
+    sys.exit(report(all_checks(tracking_uri), click.echo))
 
 
 @main.command("export-legacy")

@@ -9,7 +9,7 @@ import platform
 import sys
 import textwrap
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
@@ -105,11 +105,8 @@ def lines_of(finding: Finding, name_width: int) -> list[str]:
     return [(start if i == 0 else " " * len(start)) + line for i, line in enumerate(wrapped)]
 
 
-def report(tracking_uri: str | None, say: Callable[[str], None]) -> int:
+def report(checks: Sequence[Check], say: Callable[[str], None]) -> int:
     """Looks at everything and says what it found, as it finds it; returns the exit code: 0 if a default sweep can run here, else 1."""
-    from emo_mlflow.doctor_checks import all_checks
-
-    checks = all_checks(tracking_uri)
     say(f"emo_mlflow {__version__}, Python {platform.python_version()}, {platform.system()} {platform.machine()}")
     say("")
     failed = 0
