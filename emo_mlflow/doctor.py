@@ -6,7 +6,6 @@ Nothing but the standard library is imported before a check begins, and a check 
 from __future__ import annotations
 
 import platform
-import sys
 import textwrap
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -120,7 +119,3 @@ def report(checks: Sequence[Check], say: Callable[[str], None]) -> int:
     else:
         say("A default sweep can run here: emo-mlflow sweep")
     return 1 if failed else 0
-
-
-if __name__ == "__main__":
-    sys.exit(report(None, print))

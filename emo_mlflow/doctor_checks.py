@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, distribution, metadata, requires, version
 from pathlib import Path
 
-from emo_mlflow.doctor import Check, Finding, one_line, within
+from emo_mlflow.doctor import Check, Finding, one_line, report, within
 
 DISTRIBUTION = "emo_mlflow"
 NETWORK_SECONDS = 5.0
@@ -291,3 +291,7 @@ def extras() -> Iterator[Finding]:
             yield Finding("extras", "note", f"[{extra}] for {purpose}: {', '.join(missing)}", f'pip install "emo_mlflow[{extra}]"')
         else:
             yield Finding("extras", "ok", f"[{extra}] for {purpose}")
+
+
+if __name__ == "__main__":
+    sys.exit(report(all_checks(None), print))
