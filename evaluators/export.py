@@ -6,8 +6,9 @@ import inspect
 import logging
 import os
 import random
-import tempfile
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -60,13 +61,13 @@ def export_scorer(source: str, precision: Precision = "int8", optimize: bool = F
     home.mkdir(parents=True, exist_ok=True)
     with FileLock(home / ".lock"):
         if not _is_complete(target):
-            with tempfile.TemporaryDirectory(dir=home) as name:
-                made = _export(checkpoint, Path(name), precision, optimize)
+            with _work_folder(home) as work:
+                made = _export(checkpoint, work, precision, optimize)
                 card = replace(made, provenance={"options": options, "versions": versions, **made.provenance})
-                finished = Path(name) / "finished"
+                finished = work / "finished"
                 (finished / CARD).write_text(dump_card(card), encoding="utf-8")
                 if target.exists():
-                    target.rename(Path(name) / "broken")
+                    target.rename(work / "broken")
                 finished.rename(target)
         _point_to(home, target)
     log.info("exported %s to %s", checkpoint.card.name, target)
@@ -90,6 +91,18 @@ def check_texts(n: int = 240, seed: int = 0) -> list[str]:
     texts += ["ありがとうございます。とても嬉しいです。", " ".join(generator.choices(words, k=2000))]
     lengths = [generator.choice((1, 2, 3, 5, 8, 12, 20, 30, 50, 80)) for _ in range(n - len(texts))]
     return texts + [" ".join(generator.choices(words, k=k)) for k in lengths]
+
+
+@contextmanager
+def _work_folder(home: Path) -> Iterator[Path]:
+    """An empty folder for the holder of the lock; what a killed export left there goes first."""
+    work = home / ".work"
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir()
+    try:
+        yield work
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
 
 
 def _is_complete(folder: Path) -> bool:

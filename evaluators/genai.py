@@ -61,21 +61,39 @@ class _HeadScorer(Scorer):
 
     Attributes:
         scorers: which scorer computes it, as for `emo_mlflow.scorers.load_scorers`.
+        labels: those to report; empty for all. MLflow stores each label of each row by a call of its own, which with all
+            35 takes seconds per row on SQLite: name the labels that matter when there are more than a few dozen rows.
+
+    Raises:
+        UserError: the scorer is missing, or lacks the head or one of the labels.
     """
 
     head: ClassVar[str]
     scorers: str = "embedded"
+    labels: tuple[str, ...] = ()
+
+    def model_post_init(self, context: Any, /) -> None:
+        """Finds what is wrong before the evaluation, not once in each of its rows."""
+        super().model_post_init(context)
+        self._columns()
 
     def __call__(self, *, outputs: Any) -> list[Feedback]:  # type: ignore[override]  # MLflow passes what is named here
         """The output, a text or what holds one under `content`, `response` or `text` -> a Feedback per label."""
-        batcher = _batcher(self.scorers)
-        row = batcher.score(_text(outputs))
+        row = _batcher(self.scorers).score(_text(outputs))
         source = AssessmentSource(source_type=AssessmentSourceType.CODE, source_id=f"emo_mlflow/{self.scorers}")
-        metrics = batcher.scorers.metrics
-        wanted = {m: float(value) for m, value in zip(metrics, row, strict=True) if m.split(".")[0] == self.head}
-        if not wanted:
+        return [Feedback(name=metric, value=float(row[i]), source=source) for metric, i in self._columns().items()]
+
+    def _columns(self) -> dict[str, int]:
+        """Metrics to report, with their columns."""
+        metrics = _batcher(self.scorers).scorers.metrics
+        found = {metric: i for i, metric in enumerate(metrics) if metric.split(".")[0] == self.head}
+        if not found:
             raise UserError(f"the scorer {self.scorers} has no {self.head}; it has {', '.join(metrics)}")
-        return [Feedback(name=metric, value=value, source=source) for metric, value in wanted.items()]
+        wanted = [f"{self.head}.{label}" for label in self.labels] or list(found)
+        unknown = sorted(set(wanted) - set(found))
+        if unknown:
+            raise UserError(f"the scorer {self.scorers} has no {', '.join(unknown)}; it has {', '.join(found)}")
+        return {metric: found[metric] for metric in wanted}
 
 
 class Sentiment(_HeadScorer):

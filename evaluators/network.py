@@ -48,11 +48,14 @@ class EmotionNetwork(nn.Module):
 
 
 def load_encoder(folder: Path) -> BertModel:
-    """The pretrained encoder in float32, without pooler, and without attention dropout, which is slow on a CPU."""
+    """The pretrained encoder in float32, without pooler and attention dropout.
+
+    Attention is eager: PyTorch's fused one took a quarter of a training step, its bfloat16 backward pass being slow on a CPU.
+    """
     return BertModel.from_pretrained(
         folder,
         add_pooling_layer=False,
-        attn_implementation="sdpa",
+        attn_implementation="eager",
         dtype=torch.float32,
         attention_probs_dropout_prob=0.0,
     )

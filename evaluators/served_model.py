@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mlflow
 import pandas as pd
+from mlflow.exceptions import MlflowException
 from mlflow.pyfunc import PythonModel, PythonModelContext
 
 from emo_mlflow.errors import UserError
@@ -18,10 +19,15 @@ class ScorerModel(PythonModel):
         self.scorers: Scorers = load_scorers([context.artifacts["scorer"]])
 
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # MLflow takes hints for schemas
-        """A frame with a column `text` -> a float32 column per metric, rows in the same order."""
-        if "text" not in model_input.columns:
-            raise UserError(f"expected a column text, found {', '.join(map(str, model_input.columns))}")
-        scores = self.scorers.score(list(model_input["text"]))
+        """A frame with a column `text` -> a float32 column per metric, rows in the same order.
+
+        Raises:
+            MlflowException: a text is not a string; of this exception alone, `mlflow models serve` sends the message on.
+        """
+        try:
+            scores = self.scorers.score(list(model_input["text"]))
+        except UserError as error:
+            raise MlflowException.invalid_parameter_value(str(error)) from None
         return pd.DataFrame(scores, columns=list(self.scorers.metrics), index=model_input.index)
 
 

@@ -11,6 +11,9 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import pytest
+from huggingface_hub import constants, file_download
+
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -124,3 +127,11 @@ def serve(hub: FakeHub) -> Iterator[FakeHub]:
         released.set()
         server.shutdown()
         server.server_close()
+
+
+def point_at(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes the hub's client ask the server at `url`."""
+    monkeypatch.setattr(constants, "ENDPOINT", url)
+    template = url + "/{repo_id}/resolve/{revision}/{filename}"
+    for module in (constants, file_download):  # the second has a copy in hub clients before 1.0
+        monkeypatch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import numpy as np
@@ -15,6 +17,7 @@ import pytest
 from emo_mlflow.evaluators import genai, plugin
 from emo_mlflow.evaluators.pyfunc import log_scorer
 from mlflow import MlflowClient
+from mlflow.pyfunc import scoring_server
 from tiny_scorers import write_scorer
 
 import emo_mlflow
@@ -156,11 +159,16 @@ def test_genai_evaluate() -> None:
     """Guards: scorers that MLflow cannot run, feedback without its label, one scorer's numbers under another's name."""
     texts = ["Thank you so much!", "I hate this, shame on you."]
     data = [{"inputs": {"question": str(i)}, "outputs": text} for i, text in enumerate(texts)]
-    scorers = [genai.Sentiment(), genai.Politeness(), genai.GoEmotions()]
+    labels = ("anger", "gratitude")  # MLflow stores each label of each row by itself: all would take seconds
+    scorers = [genai.Sentiment(), genai.Politeness(), genai.GoEmotions(labels=labels)]
     result = mlflow.genai.evaluate(data=data, scorers=scorers)
     expected = emo_mlflow.score(texts)
-    for metric in expected.columns:
+    wanted = [m for m in expected.columns if not m.startswith("goemotions.")] + [f"goemotions.{x}" for x in labels]
+    assert {name.removesuffix("/mean") for name in result.metrics} == set(wanted)
+    for metric in wanted:
         assert result.metrics[f"{metric}/mean"] == pytest.approx(expected[metric].mean(), abs=1e-4)
+        column = result.result_df.set_index("trace_id")[f"{metric}/value"]
+        assert sorted(column) == pytest.approx(sorted(expected[metric]), abs=1e-4)
 
 
 def test_genai_scorer_alone(tiny: str) -> None:
@@ -168,8 +176,12 @@ def test_genai_scorer_alone(tiny: str) -> None:
     feedback = genai.Sentiment()(outputs={"content": "I love it"})
     assert [f.name for f in feedback] == ["sentiment.negative", "sentiment.neutral", "sentiment.positive"]
     assert feedback[2].value > 0.8
+    (only,) = genai.Sentiment(labels=("positive",))(outputs="I love it")
+    assert (only.name, only.value) == ("sentiment.positive", feedback[2].value)
     with pytest.raises(UserError, match="has no sentiment"):
-        genai.Sentiment(scorers=tiny)(outputs="one")
+        genai.Sentiment(scorers=tiny)
+    with pytest.raises(UserError, match=r"has no sentiment\.glad; it has sentiment\.negative"):
+        genai.Sentiment(labels=("positive", "glad"))
     with pytest.raises(UserError, match="expected a text"):
         genai.Sentiment()(outputs=17)
 
@@ -189,3 +201,19 @@ def test_pyfunc_model(tiny: str) -> None:
     assert len(info.signature.outputs.inputs) == 6
     with pytest.raises(mlflow.exceptions.MlflowException):
         model.predict(pd.DataFrame({"other": ["one"]}))
+    _check_answers(model)
+
+
+def _check_answers(model: mlflow.pyfunc.PyFuncModel) -> None:
+    """What `mlflow models serve` answers to a request's body: scores, or a message that names the row."""
+
+    def answer(body: dict[str, Any]) -> Any:
+        schema = model.metadata.get_input_schema()
+        return json.loads(scoring_server.invocations(json.dumps(body), "application/json", model, schema).response)
+
+    rows = [{"text": text} for text in TEXTS]
+    for body in ({"dataframe_records": rows}, {"inputs": rows}, {"inputs": {"text": TEXTS}}):
+        answered = pd.DataFrame(answer(body)["predictions"])
+        np.testing.assert_allclose(answered["raw.x"], [3.0, 1.0, 1.0, 0.0, 6.0])
+    with pytest.raises(mlflow.exceptions.MlflowException, match="row 1: expected a text, found None"):
+        answer({"dataframe_records": [*rows[:1], {"text": None}]})

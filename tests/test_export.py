@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,8 @@ import pytest
 import torch
 import yaml
 from emo_mlflow.evaluators import checkpoint, export, graph
+from fake_hub import COMMIT, FakeHub, point_at, serve
+from huggingface_hub import constants
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from transformers import CONFIG_MAPPING, AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
@@ -89,12 +91,25 @@ def test_export_equals_pytorch(family: str, tmp_path: Path) -> None:
     assert np.ptp(scores.to_numpy(), axis=0).max() > 0.05, "a constant classifier would pass anything"
 
 
-def test_int8_is_reported_and_cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Guards: int8 that is float32 in disguise, an export done twice, one that is found by nobody."""
-    folder = make_checkpoint(tmp_path / "model", "bert", "multi_label_classification")
-    card_path = write_card(tmp_path / "mood.yaml", folder, "sigmoid")
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    """A hub on this machine, with the multi-label classifier someone/mood."""
+    folder = make_checkpoint(tmp_path / "on_the_hub", "bert", "multi_label_classification")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "downloads"))
+    with serve(FakeHub({"someone/mood": folder})) as running:
+        point_at(running.url, monkeypatch)
+        yield running
+
+
+def test_int8_from_the_hub_is_reported_and_cached(
+    tmp_path: Path, hub: FakeHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guards: int8 that is float32 in disguise, an export done twice, one that is found by nobody or asks the hub again."""
+    card_path = write_card(tmp_path / "mood.yaml", "someone/mood", "sigmoid", revision=COMMIT)
     made = export.export_scorer(str(card_path), "int8")
+    hub.silent.set()
     card = cards.load_card(made / cards.CARD)
+    assert card.provenance["revision"] == COMMIT
     assert card.heads[0].activation == "sigmoid"
     assert card.quality["float32"]["largest_difference"] < 1e-4
     assert 1e-4 < card.quality["int8"]["largest_difference"] < 0.2
@@ -111,6 +126,7 @@ def test_corrupted_export_is_made_again(tmp_path: Path, own_cache: Path) -> None
     folder = make_checkpoint(tmp_path / "model", "bert", "single_label_classification")
     made = export.export_scorer(str(folder), "float32")
     (made / cards.GRAPH).write_bytes((made / cards.GRAPH).read_bytes()[:-100])
+    (made.parent / ".work" / "float32").mkdir(parents=True)  # as a killed export leaves it
     with pytest.raises(UserError, match="corrupted"):
         emo_mlflow.score(["one"], str(made))
     assert export.export_scorer(str(folder), "float32") == made
@@ -173,15 +189,24 @@ def test_incomplete_checkpoint_is_refused(tmp_path: Path, name: str) -> None:
         export.export_scorer(str(folder))
 
 
-def test_unreachable_hub_is_an_error_in_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Guards: minutes of retries, a traceback, and no word on what to do instead."""
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *_, **__: time.sleep(60))
-    monkeypatch.setattr(checkpoint, "HUB_SECONDS", 0.3)
+@pytest.mark.parametrize("stuck", ["HfApi.model_info", "hf_hub_download"])
+def test_unreachable_hub_is_an_error_in_time(stuck: str, hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards: minutes of retries, also of a hub that knows the model and does not give it; no word on what to do."""
+    monkeypatch.setattr(f"huggingface_hub.{stuck}", lambda *_, **__: time.sleep(60))
+    monkeypatch.setattr(checkpoint, "HUB_SECONDS", 0.5)
     began = time.monotonic()
     with pytest.raises(UserError, match=r"hub cannot be reached.*name its folder"):
-        checkpoint.find_checkpoint("someone/some-classifier")
+        checkpoint.find_checkpoint("someone/mood")
     assert time.monotonic() - began < 5
+
+
+def test_hub_without_the_classifier_says_so(hub: FakeHub) -> None:
+    """Guards: a misspelt id or revision, or a gated repository, reported as a network that is down."""
+    hub.folders["someone/private"] = hub.folders["someone/mood"]
+    hub.gated.add("someone/private")
+    for name, revision in (("someone/none", "main"), ("someone/mood", "v99"), ("someone/private", "main")):
+        with pytest.raises(UserError, match=f"the hub has no {name} at revision {revision} that you may read"):
+            checkpoint.fetch(name, revision)
 
 
 def test_quantised_rows_are_near() -> None:
@@ -192,9 +217,12 @@ def test_quantised_rows_are_near() -> None:
     assert (np.abs(rows * scales - table) <= scales / 2 * 1.001).all()
 
 
-def write_card(path: Path, folder: Path, activation: str, labels: Sequence[str] = LABELS) -> Path:
+def write_card(
+    path: Path, source: Path | str, activation: str, labels: Sequence[str] = LABELS, revision: str = ""
+) -> Path:
     head = {"name": "mood", "labels": list(labels), "activation": activation}
-    path.write_text(yaml.safe_dump({"name": "mood", "source": str(folder), "heads": [head]}), encoding="utf-8")
+    card = {"name": "mood", "source": str(source), "revision": revision, "heads": [head]}
+    path.write_text(yaml.safe_dump(card), encoding="utf-8")
     return path
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from fake_hub import COMMIT, FakeHub, serve
-from huggingface_hub import constants, file_download
+from fake_hub import COMMIT, FakeHub, point_at, serve
+from huggingface_hub import constants
 from tiny_models import save_tiny
 
 from emo_mlflow import hub as hub_module
@@ -42,13 +42,6 @@ def hub(source, tmp_path, monkeypatch) -> Iterator[FakeHub]:
         point_at(running.url, monkeypatch)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
         yield running
-
-
-def point_at(url: str, monkeypatch) -> None:
-    monkeypatch.setattr(constants, "ENDPOINT", url)
-    template = url + "/{repo_id}/resolve/{revision}/{filename}"
-    for module in (constants, file_download):  # the second has a copy in hub clients before 1.0
-        monkeypatch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
 
 
 def test_a_hub_model_is_downloaded_and_loaded(hub, source):
