@@ -94,7 +94,7 @@ class Scorers:
         self.fingerprints: dict[str, str] = {card.name: card.fingerprint for card in self.cards}
         self.providers: list[str] = list(dict.fromkeys(p for s in scorers for p in s.session.get_providers()))
 
-    def score(self, texts: Sequence[str]) -> FloatArray:
+    def score(self, texts: Sequence[str] | pd.Series) -> FloatArray:
         """Texts -> float32 [len(texts), len(metrics)], rows in the order of the texts.
 
         Each distinct text is scored once. An empty text is scored like any other.
@@ -102,6 +102,8 @@ class Scorers:
         Raises:
             UserError: a text is not a string; the message names the row.
         """
+        if isinstance(texts, str | pd.DataFrame):
+            raise UserError(f"expected a list of texts or a column, found a {type(texts).__name__}")
         values = list(texts)
         _check_texts(values)
         distinct = list(dict.fromkeys(values))
@@ -153,7 +155,7 @@ def score(
     """
     loaded = load_scorers([scorers] if isinstance(scorers, str) else scorers, cache)
     index = texts.index if isinstance(texts, pd.Series) else None
-    return pd.DataFrame(loaded.score(list(texts)), columns=list(loaded.metrics), index=index)
+    return pd.DataFrame(loaded.score(texts), columns=list(loaded.metrics), index=index)
 
 
 def find_scorer(name: str) -> Path:

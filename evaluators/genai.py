@@ -72,10 +72,9 @@ class _HeadScorer(Scorer):
     scorers: str = "embedded"
     labels: tuple[str, ...] = ()
 
-    def model_post_init(self, context: Any, /) -> None:
-        """Finds what is wrong before the evaluation, not once in each of its rows."""
-        super().model_post_init(context)
-        self._columns()
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._columns()  # what is wrong is found before the evaluation, not once in each of its rows
 
     def __call__(self, *, outputs: Any) -> list[Feedback]:  # type: ignore[override]  # MLflow passes what is named here
         """The output, a text or what holds one under `content`, `response` or `text` -> a Feedback per label."""

@@ -25,9 +25,10 @@ from emo_mlflow.errors import UserError
 
 LABELS = ("calm", "cross", "glad")
 SPECIAL = ["<pad>", "<unk>", "<s>", "</s>"]
-# Family -> config values beyond the common ones.
+# Family -> config values beyond the common ones. MiniLM is a BERT with many narrow heads.
 FAMILIES: dict[str, dict[str, Any]] = {
     "bert": {},
+    "minilm": {"hidden_size": 48, "num_attention_heads": 12, "num_hidden_layers": 3, "intermediate_size": 192},
     "roberta": {"max_position_embeddings": 66, "type_vocab_size": 1, "pad_token_id": 1},
     "xlm-roberta": {"max_position_embeddings": 66, "type_vocab_size": 1, "pad_token_id": 1},
     "distilbert": {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 64, "seq_classif_dropout": 0.0},
@@ -68,7 +69,7 @@ def make_checkpoint(folder: Path, family: str, problem_type: str | None, scale: 
         "max_position_embeddings": 64, "pad_token_id": 0, "problem_type": problem_type,
         "id2label": dict(enumerate(LABELS)), "label2id": {label: i for i, label in enumerate(LABELS)},
     }  # fmt: skip
-    config = CONFIG_MAPPING[family](**(common | FAMILIES[family]))
+    config = CONFIG_MAPPING[family.replace("minilm", "bert")](**(common | FAMILIES[family]))
     model = AutoModelForSequenceClassification.from_config(config)
     with torch.no_grad():
         for parameter in model.parameters():

@@ -80,6 +80,13 @@ def test_bad_text_names_its_row(tiny: Path, bad: object) -> None:
         emo_mlflow.score(["one", bad], str(tiny))  # type: ignore[list-item]  # the point of the test
 
 
+@pytest.mark.parametrize("bad", ["one text", pd.DataFrame({"text": ["one"]})])
+def test_not_a_list_of_texts(tiny: Path, bad: object) -> None:
+    """Guards: a row of scores for each letter of a text, or for each column name of a frame."""
+    with pytest.raises(UserError, match="expected a list of texts or a column, found a"):
+        emo_mlflow.score(bad, str(tiny))  # type: ignore[arg-type]  # the point of the test
+
+
 def test_series_keeps_its_index(tiny: Path) -> None:
     """Guards: scores joined to the wrong rows of a filtered frame."""
     assert list(emo_mlflow.score(pd.Series(["one", "two"], index=[7, 3]), str(tiny)).index) == [7, 3]
