@@ -14,6 +14,9 @@ _RESERVED_FILES = re.compile(
     r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE
 )  # devices on Windows, whatever follows the dot
 
+_LINE_ENDS = re.compile("\r\n|[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]")
+_UNSHOWN = re.compile("[\x00-\x08\x0e-\x1b\x1f\x7f-\x84\x86-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
 
 def check_name(value: object, where: str) -> str:
     """A name as it is, if it can stand in a metric's name and a file: letters, digits, spaces, dots, hyphens, underscores.
@@ -52,3 +55,13 @@ def file_stem(name: str) -> str:
 def shown(value: object) -> str:
     """Anything as a short text in one line, for an error."""
     return " ".join(short(value).split())
+
+
+def printable(text: str) -> str:
+    """A text whose characters all show: what steers a terminal, turns the direction of writing or is half a character becomes U+FFFD."""
+    return _UNSHOWN.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
+def one_line(text: str) -> str:
+    """A text in one line, for a table's cell, with a mark where a line ends."""
+    return printable(_LINE_ENDS.sub(" ⏎ ", text))

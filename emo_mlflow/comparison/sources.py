@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from emo_mlflow.errors import UserError
+from emo_mlflow.names import one_line
 
 # Settings whose difference between two sweeps makes a difference between their texts.
 SETTINGS = (
@@ -120,7 +121,7 @@ def _check_pair(first: Source, other: Source) -> None:
 
 def _labelled(sources: Sequence[Source]) -> tuple[Source, ...]:
     """Names the sweeps by model; sweeps of one model by what sets them apart, or else by run."""
-    models = [str(source.config["model"]) for source in sources]
+    models = [one_line(str(source.config["model"])) for source in sources]
     named = []
     for source, model in zip(sources, models, strict=True):
         rivals = [other for other, name in zip(sources, models, strict=True) if name == model]

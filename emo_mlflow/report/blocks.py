@@ -9,9 +9,15 @@ from dataclasses import dataclass
 from html import escape as html_escape
 from pathlib import Path
 
+from emo_mlflow.names import one_line
+
 # What Markdown and HTML could read as markup inside a line or a table's cell; underscores within words are none.
 MARKUP = re.compile(r"[\\`*\[\]|$~]|(?<!\w)_|_(?!\w)")
-ENTITIES = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", "\n": " ⏎ ", "\r": " "})
+ENTITIES = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;"})
+# What starts a heading, a list or a rule at the start of a line.
+START = re.compile(r"^\s*(?:([#+-]+)|(\d+)([.)]))(?=\s|$)|^\s*([-=]{2,})$")
+# What GitHub and MLflow make a link of, without being told: an entity is shown as its character and is none.
+LINKS = re.compile(r"(?<=\w):(?=//)|(?<=www)\.|@", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -62,7 +68,9 @@ def to_markdown(blocks: Sequence[Block]) -> str:
 
 def escape(text: str) -> str:
     """Text as it is, in one line of Markdown."""
-    return MARKUP.sub(lambda found: "\\" + found.group(), text).translate(ENTITIES)
+    line = MARKUP.sub(lambda found: "\\" + found.group(), one_line(text)).translate(ENTITIES)
+    line = LINKS.sub(lambda found: f"&#{ord(found.group())};", line)
+    return START.sub(lambda found: f"{found[2]}\\{found[3]}" if found[2] else f"\\{found[1] or found[4]}", line)
 
 
 def _markdown(block: Block) -> str:
@@ -95,23 +103,27 @@ figcaption { font-size: .88rem; color: #444; max-width: 46rem; }
 def to_html(blocks: Sequence[Block], folder: Path, language: str) -> str:
     """One HTML file without scripts or links: pictures are read from `folder` and put in."""
     title = next((block.text for block in blocks if isinstance(block, Heading)), "")
-    head = f'<meta charset="utf-8">\n<title>{html_escape(title)}</title>\n<style>{STYLE}</style>'
+    head = f'<meta charset="utf-8">\n<title>{_shown(title)}</title>\n<style>{STYLE}</style>'
     body = "\n".join(_html(block, folder) for block in blocks)
     return f'<!doctype html>\n<html lang="{language}">\n<head>\n{head}\n</head>\n<body>\n{body}\n</body>\n</html>\n'
 
 
+def _shown(text: str) -> str:
+    return html_escape(one_line(text))
+
+
 def _html(block: Block, folder: Path) -> str:
     if isinstance(block, Heading):
-        return f"<h{block.level}>{html_escape(block.text)}</h{block.level}>"
+        return f"<h{block.level}>{_shown(block.text)}</h{block.level}>"
     if isinstance(block, Paragraph):
-        return f"<p>{html_escape(block.text)}</p>"
+        return f"<p>{_shown(block.text)}</p>"
     if isinstance(block, Bullets):
-        return "<ul>" + "".join(f"<li>{html_escape(item)}</li>" for item in block.items) + "</ul>"
+        return "<ul>" + "".join(f"<li>{_shown(item)}</li>" for item in block.items) + "</ul>"
     if isinstance(block, Picture):
         data = base64.b64encode((folder / block.path).read_bytes()).decode("ascii")
-        caption = html_escape(block.caption)
+        caption = _shown(block.caption)
         image = f'<img alt="{caption}" src="data:image/png;base64,{data}">'
         return f"<figure>{image}<figcaption>{caption}</figcaption></figure>"
-    head = "".join(f"<th>{html_escape(column)}</th>" for column in block.columns)
-    rows = "".join("<tr>" + "".join(f"<td>{html_escape(cell)}</td>" for cell in row) + "</tr>" for row in block.rows)
+    head = "".join(f"<th>{_shown(column)}</th>" for column in block.columns)
+    rows = "".join("<tr>" + "".join(f"<td>{_shown(cell)}</td>" for cell in row) + "</tr>" for row in block.rows)
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'

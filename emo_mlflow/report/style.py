@@ -8,6 +8,9 @@ from typing import Any
 from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.text import Text
+
+from emo_mlflow.names import printable
 
 DIVERGING = "PuOr_r"  # its two ends differ in lightness as printed, its middle is white
 INK, MUTED, BASELINE, PATCHED, RANDOM = "#222222", "#777777", "#5b6c7d", "#b35806", "#9aa5b1"
@@ -38,7 +41,18 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Writes a PNG."""
+    """Writes a PNG. A name with dollar signs in it is no formula."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with rc_context(STYLE):
+        _take_literally(figure)
         figure.savefig(path, dpi=150)
+
+
+def _take_literally(figure: Figure) -> None:
+    """Shows every text as it is, but for the powers of ten that matplotlib itself writes beside a logarithmic axis."""
+    axes = [axis for panel in figure.axes for axis in (panel.xaxis, panel.yaxis)]
+    powers = {id(text) for axis in axes if axis.get_scale() == "log" for text in axis.get_ticklabels(which="both")}
+    for text in figure.findobj(Text):
+        if isinstance(text, Text) and id(text) not in powers:
+            text.set_text(printable(text.get_text()))
+            text.set_parse_math(False)
