@@ -209,13 +209,20 @@ def train_scorer_command(data: Path, out: Path, epochs: int, seed: int, cross_va
 )
 @click.option("--precision", type=click.Choice(["float32", "int8"]), default="int8", show_default=True)
 @click.option("--optimize", is_flag=True, help="Let ONNX Runtime optimise the graph first.")
-def export_command(scorer: str, precision: Any, optimize: bool) -> None:
+@click.option(
+    "--weights",
+    type=click.Choice(["safetensors", "pickle"]),
+    default="safetensors",
+    show_default=True,
+    help="pickle also reads pytorch_model.bin, where you trust its source.",
+)
+def export_command(scorer: str, precision: Any, optimize: bool, weights: Any) -> None:
     """Export a classifier to ONNX, checked against PyTorch, into the cache that sweeps read from."""
     from emo_mlflow.cards import SETS
     from emo_mlflow.evaluators.export import export_scorer
 
     for source in SETS.get(scorer, (scorer,)):
-        click.echo(export_scorer(source, precision, optimize))
+        click.echo(export_scorer(source, precision, optimize, weights))
 
 
 if __name__ == "__main__":

@@ -8,12 +8,14 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from emo_mlflow.cards import TOKENIZER, Activation, Card, Head, builtin_cards, is_hub_id, load_card, sha256, source_key
 from emo_mlflow.errors import UserError
+from emo_mlflow.model_folder import refuse_code
 
 T = TypeVar("T")
+WeightsFormat = Literal["safetensors", "pickle"]
 
 HUB_SECONDS = 6.0  # so that the command, with its imports, says so within ten
 _ACTIVATIONS: dict[str, Activation] = {
@@ -23,6 +25,10 @@ _ACTIVATIONS: dict[str, Activation] = {
 }
 # Encoders that number positions from the padding id + 1 on, so that many of them are never used.
 _OFFSET_POSITIONS = ("roberta", "xlm-roberta", "camembert", "xlm-roberta-xl")
+_ONLY_PICKLE = (
+    "has no safetensors weights: a pickle (pytorch_model.bin) can run code and is read only if asked; if you trust "
+    "where it comes from, export with --weights pickle, which uses PyTorch's restricted loader"
+)
 _PATTERNS = ("*.json", "*.txt", "*.model")
 
 
@@ -45,12 +51,15 @@ class Checkpoint:
     hashes: Mapping[str, str]
 
 
-def find_checkpoint(source: str) -> Checkpoint:
+def find_checkpoint(source: str, weights_format: WeightsFormat = "safetensors") -> Checkpoint:
     """A card's name or path, a folder, or a hub id -> the files, fetched where needed, and the completed card.
+
+    Args:
+        weights_format: pickle takes pytorch_model.bin where there are no safetensors.
 
     Raises:
         UserError: nothing of that name; no hub within ten seconds; labels or activation that contradict the checkpoint,
-            or that neither it nor a card says.
+            or that neither it nor a card says; code of its own; weights as a pickle, unasked.
     """
     path = builtin_cards().get(source, Path(source))
     card = load_card(path) if path.is_file() else None
@@ -60,17 +69,21 @@ def find_checkpoint(source: str) -> Checkpoint:
     elif Path(weights).is_dir():
         folder, revision = Path(weights), ""
     elif is_hub_id(weights):
-        folder = fetch(weights, (card.revision if card else "") or "main")
+        folder = fetch(weights, (card.revision if card else "") or "main", weights_format)
         revision = folder.name
     else:
         names = ", ".join(builtin_cards())
         raise UserError(f"{source!r} is no card ({names}), no folder and no hub id (owner/name)")
+    from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
+
     config = _read_config(folder)
+    refuse_code(folder, config, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES)
+    hashes = _hashes(folder, weights_format)
     complete = complete_card(card or _card_from_config(source, folder, config), config)
-    return Checkpoint(folder, complete, card.key if card else source_key(source), revision, _hashes(folder))
+    return Checkpoint(folder, complete, card.key if card else source_key(source), revision, hashes)
 
 
-def fetch(hub_id: str, revision: str) -> Path:
+def fetch(hub_id: str, revision: str, weights_format: WeightsFormat) -> Path:
     """The snapshot of a hub repository, from the local cache where it is there; its folder is named by the commit."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
@@ -85,7 +98,10 @@ def fetch(hub_id: str, revision: str) -> Path:
     hint = "download it elsewhere and name its folder (instead of the id, or as source in a copy of its card)"
     try:
         commit, names = _within(HUB_SECONDS, lambda: _ask_hub(hub_id, revision))
-        weights = "*.safetensors" if any(name.endswith(".safetensors") for name in names) else "pytorch_model.bin"
+        pickled = not any(name.endswith(".safetensors") for name in names)
+        if pickled and weights_format != "pickle":
+            raise UserError(f"{hub_id} {_ONLY_PICKLE}")
+        weights = "pytorch_model.bin" if pickled else "*.safetensors"
         return Path(snapshot_download(hub_id, revision=commit, allow_patterns=[*_PATTERNS, weights]))
     except (RepositoryNotFoundError, RevisionNotFoundError):
         raise UserError(f"the hub has no {hub_id} at revision {revision} that you may read; {hint}") from None
@@ -196,12 +212,14 @@ def _positions(config: Mapping[str, Any]) -> int:
     return positions
 
 
-def _hashes(folder: Path) -> dict[str, str]:
+def _hashes(folder: Path, weights_format: WeightsFormat) -> dict[str, str]:
     names = {"config.json", TOKENIZER, "vocab.txt", "vocab.json", "merges.txt", "tokenizer_config.json"}
-    weights = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights and weights_format == "pickle":
+        weights = sorted(folder.glob("pytorch_model*.bin"))
+    elif not weights and any(folder.glob("*.bin")):
+        raise UserError(f"{folder} {_ONLY_PICKLE}")
     if not weights:
         raise UserError(f"{folder} holds no weights (*.safetensors or pytorch_model.bin)")
     others = [folder / name for name in sorted(names) if (folder / name).is_file()]
     return {path.name: sha256(path) for path in [*weights, *others]}
-
-

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from emo_mlflow.evaluators.checkpoint import Checkpoint, find_checkpoint
+from emo_mlflow.evaluators.checkpoint import Checkpoint, WeightsFormat, find_checkpoint
 from filelock import FileLock
 
 from emo_mlflow.cards import CARD, GRAPH, TOKENIZER, Card, cache_folder, dump_card, sha256
 from emo_mlflow.errors import UserError
+from emo_mlflow.model_folder import why_no_tokenizer
 from emo_mlflow.scorers import load_scorers
 from emo_mlflow.types import FloatArray, digest
 
@@ -35,7 +36,12 @@ _WORDS = (
 )
 
 
-def export_scorer(source: str, precision: Precision = "int8", optimize: bool = False) -> Path:
+def export_scorer(
+    source: str,
+    precision: Precision = "int8",
+    optimize: bool = False,
+    weights_format: WeightsFormat = "safetensors",
+) -> Path:
     """Exports a classifier, checks it against PyTorch, and returns its folder in the cache.
 
     What was exported before with the same weights, options and versions is returned as it is. Processes that export the
@@ -45,6 +51,7 @@ def export_scorer(source: str, precision: Precision = "int8", optimize: bool = F
         source: a card's name or path, a folder with a checkpoint, or a hub id.
         precision: int8 quantises the weights after the float32 graph has been checked.
         optimize: fuse operators with ONNX Runtime's transformer optimiser first.
+        weights_format: pickle also reads pytorch_model.bin, with PyTorch's restricted loader.
 
     Raises:
         UserError: see `find_checkpoint`; the extra is not installed; or the graph differs from PyTorch.
@@ -53,7 +60,7 @@ def export_scorer(source: str, precision: Precision = "int8", optimize: bool = F
         versions = {name: version(name) for name in _VERSIONED}
     except PackageNotFoundError as error:
         raise UserError(f"exporting needs {error.name}: pip install 'emo_mlflow[export]'") from None
-    checkpoint = find_checkpoint(source)
+    checkpoint = find_checkpoint(source, weights_format)
     options = {"precision": precision, "optimize": optimize}
     home = cache_folder() / "scorers" / checkpoint.key
     made_from = [dict(checkpoint.hashes), checkpoint.revision, dump_card(checkpoint.card)]
@@ -128,8 +135,16 @@ def _export(checkpoint: Checkpoint, work: Path, precision: Precision, optimize: 
     from optimum.exporters.onnx import onnx_export_from_model
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    model = AutoModelForSequenceClassification.from_pretrained(checkpoint.folder, dtype="float32").eval()
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder, use_fast=True)
+    safe = any(name.endswith(".safetensors") for name in checkpoint.hashes)
+    local: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder, use_fast=True, **local)
+        model = AutoModelForSequenceClassification.from_pretrained(
+            checkpoint.folder, dtype="float32", use_safetensors=safe, **local
+        ).eval()
+    except Exception as error:  # a checkpoint can be wrong in as many ways as its readers have lines
+        reason = why_no_tokenizer(checkpoint.folder, " ".join(str(error).split())[:300])
+        raise UserError(f"{checkpoint.folder} cannot be loaded as a sequence classifier: {reason}") from None
     if not tokenizer.is_fast:
         raise UserError(f"{checkpoint.card.source} has no fast tokenizer, which scoring without transformers needs")
     exact, finished = work / "float32", work / "finished"
