@@ -49,7 +49,9 @@ def make_classifier(folder: Path) -> Path:
 
 def padded_pytorch(folder: Path) -> Callable[[list[str]], None]:
     """The first system's way: every text through a classifier, in batches in arrival order, padded."""
-    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    model = AutoModelForSequenceClassification.from_pretrained(
+        folder, trust_remote_code=False, local_files_only=True
+    ).eval()
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
 
     @torch.inference_mode()

@@ -7,6 +7,7 @@ import math
 import os
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from importlib.resources import files
 from pathlib import Path
@@ -91,8 +92,14 @@ class Card:
 
 
 def cache_folder() -> Path:
-    """Where exports are kept: $EMO_MLFLOW_CACHE, or the platform's cache folder."""
-    return Path(os.environ.get("EMO_MLFLOW_CACHE") or platformdirs.user_cache_dir("emo_mlflow"))
+    """Where models, exports and unfinished sweeps are kept: $EMO_MLFLOW_CACHE, or the platform's cache folder.
+
+    It is made here, for its owner alone; who cannot make it learns so from whoever writes there first.
+    """
+    folder = Path(os.environ.get("EMO_MLFLOW_CACHE") or platformdirs.user_cache_dir("emo_mlflow"))
+    with suppress(OSError):
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return folder
 
 
 def is_hub_id(source: str) -> bool:

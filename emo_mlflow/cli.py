@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +23,14 @@ STORE_OPTIONS = (
 
 
 class Group(click.Group):
-    """Prints a user's mistake as one line, and exits with 2; an interrupt exits with 130."""
+    """Prints a user's mistake, or what the system refuses, as one line, and exits with 2; an interrupt exits with 130."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Refuses words that are no text: they would be written into reports, hours later."""
+        for word in args:
+            if any("\ud800" <= character <= "\udfff" for character in word):
+                raise click.UsageError(f"{word.encode(errors='replace').decode()!r} is not UTF-8")
+        return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Runs the command."""
@@ -30,6 +38,11 @@ class Group(click.Group):
             return super().invoke(ctx)
         except UserError as error:
             click.echo(f"Error: {error}", err=True)
+            sys.exit(2)
+        except OSError as error:
+            if error.errno == errno.EPIPE:
+                raise
+            click.echo(f"Error: {' '.join(str(error).split())[:1000]}", err=True)
             sys.exit(2)
         except KeyboardInterrupt:
             click.echo("Interrupted.", err=True)

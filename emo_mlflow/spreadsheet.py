@@ -27,4 +27,7 @@ def without_formulas(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _guarded(value: Any) -> Any:
-    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULAS) else value
+    if not isinstance(value, str):
+        return value
+    text = f"'{value}" if value.startswith(FORMULAS) else value
+    return text.replace("\r\n", "\n").replace("\r", "\n")  # which is put in quotes: after a bare CR a new row begins

@@ -136,11 +136,11 @@ def _export(checkpoint: Checkpoint, work: Path, precision: Precision, optimize: 
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     safe = any(name.endswith(".safetensors") for name in checkpoint.hashes)
-    local: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
+    folder = checkpoint.folder
     try:
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder, use_fast=True, **local)
+        tokenizer = AutoTokenizer.from_pretrained(folder, use_fast=True, trust_remote_code=False, local_files_only=True)
         model = AutoModelForSequenceClassification.from_pretrained(
-            checkpoint.folder, dtype="float32", use_safetensors=safe, **local
+            folder, dtype="float32", use_safetensors=safe, trust_remote_code=False, local_files_only=True
         ).eval()
     except Exception as error:  # a checkpoint can be wrong in as many ways as its readers have lines
         reason = why_no_tokenizer(checkpoint.folder, " ".join(str(error).split())[:300])

@@ -15,7 +15,7 @@ from emo_mlflow.names import one_line
 MARKUP = re.compile(r"[\\`*\[\]|$~]|(?<!\w)_|_(?!\w)")
 ENTITIES = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;"})
 # What starts a heading, a list or a rule at the start of a line.
-START = re.compile(r"^\s*(?:([#+-]+)|(\d+)([.)]))(?=\s|$)|^\s*([-=]{2,})$")
+START = re.compile(r"^(?:([#+-]+)|(\d+)([.)]))(?=\s|$)|^([-=]{2,})$")
 # What GitHub and MLflow make a link of, without being told: an entity is shown as its character and is none.
 LINKS = re.compile(r"(?<=\w):(?=//)|(?<=www)\.|@", re.IGNORECASE)
 
@@ -68,7 +68,7 @@ def to_markdown(blocks: Sequence[Block]) -> str:
 
 def escape(text: str) -> str:
     """Text as it is, in one line of Markdown."""
-    line = MARKUP.sub(lambda found: "\\" + found.group(), one_line(text)).translate(ENTITIES)
+    line = MARKUP.sub(lambda found: "\\" + found.group(), one_line(text).strip()).translate(ENTITIES)
     line = LINKS.sub(lambda found: f"&#{ord(found.group())};", line)
     return START.sub(lambda found: f"{found[2]}\\{found[3]}" if found[2] else f"\\{found[1] or found[4]}", line)
 
