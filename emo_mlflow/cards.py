@@ -17,7 +17,7 @@ import platformdirs
 import yaml
 
 from emo_mlflow.errors import UserError
-from emo_mlflow.names import check_name, file_stem, shown
+from emo_mlflow.names import check_name, check_revision, file_stem, shown
 from emo_mlflow.types import digest
 
 Activation = Literal["softmax", "sigmoid", "identity"]
@@ -155,6 +155,8 @@ def parse_card(payload: Any, where: str) -> Card:
         raise UserError(f"{where}: heads must be a list with a name, labels and an activation each")
     parsed = tuple(_parse_head(head, f"{where}, head {i + 1}") for i, head in enumerate(heads))
     check_name(values["name"], f"{where}: name")
+    if values.get("revision"):
+        check_revision(values["revision"], f"{where}: revision")
     for name, mark in values.get("files", {}).items():
         if not isinstance(name, str) or not isinstance(mark, str):
             raise UserError(f"{where}: files must be names with a sha256 each, found {shown(name)}: {shown(mark)}")

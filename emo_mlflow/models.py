@@ -21,7 +21,7 @@ from emo_mlflow import embedded_model
 from emo_mlflow.errors import UserError
 from emo_mlflow.hub import check_hub, hub_folder
 from emo_mlflow.model_folder import check_depth, read_config, why_no_tokenizer
-from emo_mlflow.names import shown
+from emo_mlflow.names import check_revision, shown
 from emo_mlflow.types import digest
 from emo_mlflow.weights import count_parameters, read_headers, weights_digest
 
@@ -100,8 +100,8 @@ def resolve(name: str, revision: str | None = None) -> ModelSpec:
     if at and (not pinned or revision not in (None, pinned)):
         raise UserError(f"model {name!r}: give one revision, as in {base or 'owner/name'}@main")
     revision = pinned or revision
-    if revision and not re.fullmatch(r"\w[\w-]*([./]\w[\w-]*)*", revision, re.ASCII):
-        raise UserError(f"model {name!r}: {shown(revision)} is no revision: give a branch, a tag or a commit")
+    if revision:
+        check_revision(revision, f"model {name!r}:")
     if base == EMBEDDED:
         return _unpinned(ModelSpec(base, "embedded", embedded_model.REQUIREMENT), revision)
     if base in HUB_MODELS:

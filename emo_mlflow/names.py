@@ -40,6 +40,17 @@ def check_name(value: object, where: str) -> str:
     return name
 
 
+def check_revision(text: str, where: str) -> str:
+    """A branch, a tag or a commit of a hub as it is; the hub's client looks for it under a folder of its cache.
+
+    Raises:
+        UserError: for anything that could be a path elsewhere.
+    """
+    if not re.fullmatch(r"\w[\w-]*([./]\w[\w-]*)*", text, re.ASCII):
+        raise UserError(f"{where} {shown(text)} is no revision: give a branch, a tag or a commit")
+    return text
+
+
 def file_stem(name: str) -> str:
     """A file's name without its ending, on every system, made of any text: short, in one folder, no device.
 
