@@ -1,5 +1,6 @@
 # make sweep   a small sweep of a real model, end to end        make test   what CI runs
 # make ui      look at the results                             make lint   ruff and mypy alone
+# make dist    a wheel and an sdist in dist/
 # Everything is installed once into $(VENV), at the versions in constraints.txt.
 
 VENV ?= .venv
@@ -7,12 +8,13 @@ PYTHON ?= python3
 MODEL ?= smollm2-135m
 PROFILE ?= smoke
 WORKERS ?= 2
+TAR ?= tar
 MLFLOW_TRACKING_URI ?= sqlite:///mlflow.db
 
 BIN := $(abspath $(VENV))/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup sweep test lint ui
+.PHONY: setup sweep test lint ui dist
 
 setup: $(STAMP)
 
@@ -31,6 +33,22 @@ test: lint
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+# Equal bytes for equal commits: built from what is committed, with the commit's time (SOURCE_DATE_EPOCH) on every file and the build tools
+# of constraints.txt. The wheel takes that time by itself; the sdist does not, so it is packed again (with GNU tar).
+dist: $(STAMP)
+	rm -rf dist && mkdir dist
+	set -e; umask 022; work=$$(mktemp -d); trap 'rm -rf "$$work"' EXIT; \
+	export SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct); \
+	git -c tar.umask=0022 archive HEAD | $(TAR) -x -C "$$work"; \
+	$(BIN)/python -m build --no-isolation --outdir "$$work/built" "$$work" >"$$work/log" || { cat "$$work/log"; exit 1; }; \
+	cp "$$work"/built/*.whl dist/; \
+	mkdir "$$work/sdist"; $(TAR) -xzf "$$work"/built/*.tar.gz -C "$$work/sdist"; \
+	for name in $$(ls "$$work/sdist"); do \
+		$(TAR) -C "$$work/sdist" --sort=name --mtime=@$$SOURCE_DATE_EPOCH --owner=0 --group=0 --numeric-owner --format=gnu -cf - $$name \
+			| gzip -9n >dist/$$name.tar.gz; \
+	done
+	ls -l dist
 
 ui: $(STAMP)
 	$(BIN)/mlflow ui --backend-store-uri "$(MLFLOW_TRACKING_URI)"

