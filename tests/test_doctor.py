@@ -12,10 +12,10 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-import huggingface_hub
 import mlflow
 import pytest
 from click.testing import CliRunner
+from huggingface_hub import constants
 
 from emo_mlflow import doctor
 from emo_mlflow.cli import main
@@ -27,7 +27,7 @@ def place(tmp_path, monkeypatch):
     """A working directory and a cache of its own, and a hub that nobody asks."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("EMO_MLFLOW_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     return tmp_path
 
 
@@ -182,7 +182,6 @@ def test_a_password_is_not_shown():
 def test_hubs(monkeypatch):
     """Off, answering, refusing, gone, and silent: an answer within the limit, and never a failure."""
     assert "HF_HUB_OFFLINE" in look(doctor.hub)[0].text
-    constants = huggingface_hub.constants
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     (found,) = look(doctor.hub)
