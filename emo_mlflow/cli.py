@@ -95,6 +95,16 @@ def sweep(profile: str, tracking_uri: str | None, experiment: str | None, **give
 
 
 @main.command()
+@click.argument("source", metavar="RUN_ID_OR_FOLDER")
+@click.option("--tracking-uri", default=None, help="MLflow tracking store; default: the one that the run was opened in.")
+def upload(source: str, tracking_uri: str | None) -> None:
+    """Log what is left of a sweep that was finished while its tracking server was away."""
+    from emo_mlflow.session import run_upload_session
+
+    run_upload_session(source, tracking_uri, click.echo)
+
+
+@main.command()
 @click.option("--runs", default="", help="Ids of sweeps (and alignments), separated by commas; default: by experiment.")
 @click.option(
     "--from-experiment", default="", help="Take the newest finished sweep of each model there; default: --experiment."

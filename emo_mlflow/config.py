@@ -126,7 +126,7 @@ PARAMETERS: dict[str, Parameter] = {
     "batch_size": Parameter(_batch_size, "auto", "Rows decoded together, or auto: as fits the memory."),
     "seed": Parameter(_integer(0), "0", "Seed of random controls, sampling and splits."),
     "child_runs": Parameter(_choice("auto", "all", "none"), "auto", "A child run per condition: auto stops past 200."),
-    "resume": Parameter(_text, "none", "none, or the id of a run to go on with."),
+    "resume": Parameter(_text, "none", "none; the id of a run to go on with; or auto: an unfinished run of the same sweep, if there is one."),
     "engine": Parameter(_choice("local"), "local", "What runs the stages."),
 }  # fmt: skip
 

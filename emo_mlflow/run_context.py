@@ -15,7 +15,7 @@ from mlflow.tracking.context.registry import resolve_tags
 from emo_mlflow import __version__
 from emo_mlflow.errors import UserError
 
-KIND, VERSION, FAILURE = "emo.kind", "emo.version", "emo.failure"
+KIND, VERSION, FAILURE, RESUMED = "emo.kind", "emo.version", "emo.failure", "emo.resumed"
 TAG_LENGTH = 5000
 
 
@@ -70,8 +70,11 @@ def open_run(
         UserError: if the store does not let it be opened.
     """
     tags = {KIND: kind, VERSION: __version__, **(tags or {})}
-    run_id = run_id or run_of_project()
+    made = run_of_project()
     try:
+        if run_id and made and made != run_id:
+            client.set_tag(made, RESUMED, run_id)  # `mlflow run` made a run that stays empty: it says where the work went
+        run_id = run_id or made
         if run_id is None:
             where = _experiment_id(client, experiment)
             return str(client.create_run(where, tags={**resolve_tags(), **tags}, run_name=name).info.run_id)

@@ -2,32 +2,53 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from emo_mlflow.cards import cache_folder
-from emo_mlflow.config import make_config, work_hash
+from emo_mlflow.config import make_config
 from emo_mlflow.errors import UserError
+from emo_mlflow.resume import (
+    check_run_id,
+    discard,
+    lasting_store,
+    record_folder,
+    sole_worker,
+    spool_folder,
+    started_with,
+    unfinished,
+    work_id,
+)
 from emo_mlflow.spool import Spool
 from emo_mlflow.types import Cell, Completion, SweepConfig
+
+if TYPE_CHECKING:
+    from emo_mlflow.results import SweepResult
+    from emo_mlflow.sweep import Plan
+    from emo_mlflow.tracking import SweepRun
 
 Say = Callable[[str], None]
 
 BYTES_PER_CELL = 1500  # spool, tables and MLflow's copy of them, as measured on texts of 30 tokens
 SPARE_BYTES = 200 * 2**20
-HOW = ("device", "batch_size", "child_runs")  # what may differ when a sweep is resumed
 
 
-def spool_folder(run_id: str) -> Path:
-    """Where a run's finished cells are kept until the run is logged."""
-    return cache_folder() / "spool" / run_id
+@dataclass(frozen=True)
+class Request:
+    """A sweep as asked for: a profile, the parameters given beside it, and where to log."""
+
+    profile: str
+    given: Mapping[str, str]
+    tracking_uri: str | None
+    experiment: str | None
+    say: Say
 
 
 def run_sweep_session(
@@ -39,82 +60,172 @@ def run_sweep_session(
         UserError: for anything that the user can mend.
         KeyboardInterrupt: after saying how to go on.
     """
+    from emo_mlflow.retries import own_retries
     from emo_mlflow.run_context import check_store, mark_failed
 
-    try:
-        given = {name: text for name, text in given.items() if text}
-        config = make_config(profile, given)
-        check_store(tracking_uri)
-        if config.resume != "none":
-            profile, given = _resumed(config.resume, given)
-            config = make_config(profile, given)
-        _sweep(config, profile, given, tracking_uri, experiment, say)
-    except UserError as error:
-        mark_failed(str(error), tracking_uri)
-        raise
+    request = Request(profile, {name: text for name, text in given.items() if text}, tracking_uri, experiment, say)
+    with own_retries():
+        try:
+            config = make_config(profile, request.given)
+            check_store(tracking_uri)
+            if config.resume in ("none", "auto"):
+                _start(config, request)
+            else:
+                _resume(check_run_id(config.resume), request)
+        except UserError as error:
+            mark_failed(str(error), tracking_uri)
+            raise
 
 
-def _resumed(run_id: str, given: Mapping[str, str | None]) -> tuple[str, dict[str, str | None]]:
-    """The profile and parameters that a run was started with; those given beside `resume` may only say how, not what.
+def run_upload_session(source: str, tracking_uri: str | None, say: Say) -> None:
+    """Logs what is left of a sweep that was finished while its store was away.
+
+    Args:
+        source: the run's id, or the folder that holds its cells and its record.
+        tracking_uri: None for the store that the run was opened in.
 
     Raises:
-        UserError: if there is nothing to resume, or another value is given for what the run was started with.
+        UserError: if there is nothing to upload, or the store does not take it.
     """
-    if not re.fullmatch(r"[0-9a-f]{32}", run_id):
-        raise UserError(f"resume={run_id!r} is not the id of a run: ids have 32 hexadecimal digits")
-    header = Spool(spool_folder(run_id)).header()
-    started = dict(header["given"])
-    for name, text in given.items():
-        if name not in (*HOW, "resume") and started.get(name) != text:
-            raise UserError(
-                f"{name}={text!r} is not what run {run_id} was started with ({started.get(name) or 'its default'}): "
-                "leave it out, or start a new run"
-            )
-    return str(header["profile"]), {**started, **given}
+    from emo_mlflow.retries import own_retries
+    from emo_mlflow.run_context import check_store
+    from emo_mlflow.tracking import upload
+
+    folder = Path(source) if Path(source).is_dir() else spool_folder(check_run_id(source))
+    header = Spool(folder).header()
+    run_id = check_run_id(header["run_id"])
+    if not (folder / record_folder(run_id).name).exists():
+        raise UserError(f"run {run_id} is not finished: go on with emo-mlflow sweep --resume {run_id}")
+    uri = tracking_uri or header["store"]
+    with own_retries(), sole_worker(run_id):
+        check_store(uri)
+        lines = upload(folder / record_folder(run_id).name, run_id, uri, say)
+        shutil.rmtree(folder)
+    for line in lines:
+        say(line)
 
 
-def _sweep(
-    config: SweepConfig,
-    profile: str,
-    given: Mapping[str, str | None],
-    tracking_uri: str | None,
-    experiment: str | None,
-    say: Say,
-) -> None:
-    """Prepares, announces, runs and logs."""
-    from emo_mlflow.estimate import estimate
-    from emo_mlflow.report.sweep import summary_lines
-    from emo_mlflow.sweep import make_plan, prepare, run
-    from emo_mlflow.tracking import SweepRun, fetch_directions
+def _start(config: SweepConfig, request: Request) -> None:
+    """Begins a sweep, or goes on with one of the same work if `resume=auto` finds it."""
+    from emo_mlflow.tracking import has_run
+
+    plan = _plan(config, request.tracking_uri)
+    found = unfinished(work_id(plan), partial(has_run, tracking_uri=request.tracking_uri))
+    if found and config.resume == "auto":
+        request.say(f"Resuming   {found}")
+        with sole_worker(found):
+            _go_on(plan, found, request)
+        return
+    if found:
+        request.say(f"Unfinished {found} is the same sweep; --resume auto would go on with it, this is a new one")
+    check_disk(plan.n_cells, spool_folder("new"))
+    _work(plan, None, request)
+
+
+def _resume(run_id: str, request: Request) -> None:
+    with sole_worker(run_id):
+        profile, given = started_with(run_id, request.given)
+        request = replace(request, profile=profile, given=given)
+        if _upload_finished(run_id, request):
+            return
+        _go_on(_plan(make_config(profile, given), request.tracking_uri), run_id, request)
+
+
+def _plan(config: SweepConfig, tracking_uri: str | None) -> Plan:
+    from emo_mlflow.sweep import make_plan, prepare
+    from emo_mlflow.tracking import fetch_directions
 
     directions = None if config.directions == "fit" else fetch_directions(config.directions, tracking_uri)
-    inputs = prepare(config, directions)
-    resumed = None if config.resume == "none" else config.resume
-    with SweepRun.open(inputs.config, tracking_uri=tracking_uri, experiment=experiment, run_id=resumed) as tracked:
+    return make_plan(prepare(config, directions))
+
+
+def _upload_finished(run_id: str, request: Request) -> bool:
+    """Logs a sweep that has only its logging left, if it has."""
+    from emo_mlflow.tracking import upload
+
+    if not record_folder(run_id).exists():
+        return False
+    request.say(f"Run        {run_id} has all its cells; logging what is left")
+    lines = upload(record_folder(run_id), run_id, request.tracking_uri, request.say)
+    discard(run_id)
+    for line in lines:
+        request.say(line)
+    return True
+
+
+def _go_on(plan: Plan, run_id: str, request: Request) -> None:
+    if not _upload_finished(run_id, request):
+        _work(plan, run_id, request)
+
+
+def _work(plan: Plan, run_id: str | None, request: Request) -> None:
+    """Announces, runs and logs; `run_id` is that of the run to go on with, which this process holds."""
+    from emo_mlflow.report.sweep import summary_lines
+    from emo_mlflow.tracking import SweepRun
+
+    uri, say = request.tracking_uri, request.say
+    opened = SweepRun.open(plan.config, tracking_uri=uri, experiment=request.experiment, run_id=run_id, say=say)
+    with ExitStack() as stack, opened as tracked:
+        if run_id is None:
+            stack.enter_context(sole_worker(tracked.run_id))
         try:
-            plan = make_plan(inputs)
-            check_disk(plan.n_cells, spool_folder(tracked.run_id))
-            for line in (f"Run        {tracked.run_id}", *estimate(plan).lines()):
+            plan, done = _open_spool(plan, tracked, request)
+            result = _compute(plan, done, tracked)
+            for line in summary_lines(result):
                 say(line)
-            spool = Spool(spool_folder(tracked.run_id))
-            spool.begin(
-                {"work": work_hash(replace(plan.config, resume="none")), "profile": profile, "given": dict(given)}
-            )
-            done = [_completion(record) for record in spool.read()]
-            with tqdm(total=plan.n_cells, unit="cell", disable=None, file=sys.stderr) as bar:
-
-                def progress(finished: int, total: int, figures: Mapping[str, float]) -> None:
-                    bar.update(finished - bar.n)
-                    tracked.progress(finished, total, figures)
-
-                result = run(plan, done, lambda pack: spool.append([asdict(c) for c in pack]), progress)
-            tracked.log(result)
+            tracked.log(result, record_folder(tracked.run_id))
         except KeyboardInterrupt:
             say(f"Stopped; what was finished is kept. Go on with: emo-mlflow sweep --resume {tracked.run_id}")
             raise
-    shutil.rmtree(spool_folder(tracked.run_id), ignore_errors=True)
-    for line in (*summary_lines(result), *tracked.hints()):
+        discard(tracked.run_id)
+    for line in tracked.hints():
         say(line)
+
+
+def _open_spool(plan: Plan, tracked: SweepRun, request: Request) -> tuple[Plan, list[Completion]]:
+    """The plan with its batch size fixed, and the completions so far.
+
+    A number's last bits depend on what it was computed beside. So packs are cut from the whole sweep, in a size that is chosen once and kept.
+    """
+    from emo_mlflow.estimate import estimate
+
+    spool = Spool(spool_folder(tracked.run_id))
+    work = work_id(plan)
+    if plan.config.batch_size is None and spool.path.exists():
+        plan = _with_batch_size(plan, spool.header()["batch_size"])
+    estimated = estimate(plan)
+    plan = _with_batch_size(plan, estimated.batch_size)
+    for line in (f"Run        {tracked.run_id}", *estimated.lines()):
+        request.say(line)
+    header = {
+        "work": work,
+        "run_id": tracked.run_id,
+        "store": lasting_store(tracked.client.tracking_uri),
+        "profile": request.profile,
+        "given": dict(request.given),
+        "batch_size": plan.config.batch_size,
+    }
+    spool.begin(header)
+    return plan, [_completion(record) for record in spool.read()]
+
+
+def _with_batch_size(plan: Plan, batch_size: int) -> Plan:
+    return replace(plan, config=replace(plan.config, batch_size=batch_size))
+
+
+def _compute(plan: Plan, done: list[Completion], tracked: SweepRun) -> SweepResult:
+    """Runs what is left, each pack on disk before it is counted."""
+    from emo_mlflow.sweep import run
+
+    spool = Spool(spool_folder(tracked.run_id))
+    tracked.announce(plan.config, plan.conditions)
+    with tqdm(total=plan.n_cells, unit="cell", disable=None, file=sys.stderr) as bar:
+
+        def progress(finished: int, total: int, figures: Mapping[str, float]) -> None:
+            bar.update(finished - bar.n)
+            tracked.progress(finished, total, figures)
+
+        return run(plan, done, lambda pack: spool.append([asdict(c) for c in pack]), progress)
 
 
 def check_disk(n_cells: int, folder: Path) -> None:

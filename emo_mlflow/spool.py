@@ -28,21 +28,25 @@ class Spool:
         Raises:
             UserError: if it holds other work, or cannot be written.
         """
-        if self.path.exists():
-            found = self.header()
-            if found["work"] != header["work"]:
-                raise UserError(
-                    f"{self.path} holds cells of a sweep with other settings: resume that run, or start a new one"
-                )
-            return
-        self._write(header)
+        lines = self._lines()
+        if not lines:
+            self._write(header)
+        elif lines[0]["work"] != header["work"]:
+            raise UserError(
+                f"{self.path} holds cells of a sweep with other settings, or the data set or the model changed since: "
+                "resume with what it was started with, or start a new run"
+            )
 
     def header(self) -> dict[str, Any]:
         """What `begin` wrote."""
-        lines = self._lines()
-        if not lines:
+        try:
+            with self.path.open("rb") as file:
+                found, _ = _read(file.readline())
+        except OSError:
+            found = []
+        if not found:
             raise UserError(f"there is nothing to resume: {self.path} does not exist or is empty")
-        return dict(lines[0])
+        return dict(found[0])
 
     def append(self, records: Sequence[Any]) -> None:
         """Writes a batch of records; they are on disk when this returns."""
@@ -55,11 +59,15 @@ class Spool:
     def _write(self, payload: Any) -> None:
         text = json.dumps(payload, ensure_ascii=True, separators=(",", ":"))
         try:
+            new = not self.path.exists()
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("ab") as file:
                 file.write(f"{zlib.crc32(text.encode()):08x} {text}\n".encode())
                 file.flush()
                 os.fsync(file.fileno())
+            if new:  # the file's own name, and its folder's, are on disk only when the folders above are
+                sync_folder(self.path.parent)
+                sync_folder(self.path.parent.parent)
         except OSError as error:
             raise UserError(
                 f"cannot write {self.path}: {error.strerror}; what was finished before is kept: free some space, then resume"
@@ -69,14 +77,7 @@ class Spool:
         if not self.path.exists():
             return []
         raw = self.path.read_bytes()
-        found: list[Any] = []
-        good = 0
-        for line in raw.splitlines(keepends=True):
-            checksum, _, text = line.rstrip(b"\n").partition(b" ")
-            if not line.endswith(b"\n") or checksum != f"{zlib.crc32(text):08x}".encode():
-                break
-            found.append(json.loads(text))
-            good += len(line)
+        found, good = _read(raw)
         rest = raw[good:]
         if b"\n" in rest.rstrip(b"\n"):
             raise UserError(f"{self.path} is damaged at byte {good}: remove it and start the sweep anew")
@@ -84,3 +85,27 @@ class Spool:
             with self.path.open("r+b") as file:
                 file.truncate(good)
         return found
+
+
+def sync_folder(folder: Path) -> None:
+    """Puts a folder's list of names on disk, where the system allows it (Windows does not)."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _read(raw: bytes) -> tuple[list[Any], int]:
+    """The whole lines from the start on, and how many bytes they are."""
+    found: list[Any] = []
+    good = 0
+    for line in raw.splitlines(keepends=True):
+        checksum, _, text = line.rstrip(b"\n").partition(b" ")
+        if not line.endswith(b"\n") or checksum != f"{zlib.crc32(text):08x}".encode():
+            break
+        found.append(json.loads(text))
+        good += len(line)
+    return found, good

@@ -22,7 +22,7 @@ from tiny_scorers import write_scorer
 from emo_mlflow import find_sweeps, load_sweep
 from emo_mlflow.cli import main
 from emo_mlflow.config import PARAMETERS
-from emo_mlflow.session import spool_folder
+from emo_mlflow.resume import spool_folder
 
 TABLES = ("prompts", "conditions", "completions", "scores", "effects")
 EMOTIONS = ("gratitude", "anger", "apology", "neutral")
@@ -147,7 +147,7 @@ def test_killed_at_random_moments_it_goes_on_and_ends_the_same(place):
 
 
 def test_resuming_refuses_what_is_not_the_same_sweep(place, monkeypatch):
-    assert "not the id" in invoke("sweep", "--resume", "../../etc").output
+    assert "nor the id" in invoke("sweep", "--resume", "../../etc").output
     assert "nothing to resume" in invoke("sweep", "--resume", "0" * 32).output
 
 

@@ -35,17 +35,19 @@ ORDER = (
     {"generation"},
     {"stages"},
     {"sweep"},
-    {"run_context"},
-    {"tracking"},
+    {"run_context", "retries", "sweep_record"},
+    {"uploads"},
+    {"tracking", "resume"},
     {"session"},
     {"cli"},
 )
 
+RUNS = {f"emo_mlflow.{name}" for name in ("run_context", "retries", "uploads")}
 STEERED = {"emo_mlflow.steered_log", "emo_mlflow.steered_code"}
 DOCTOR = {"emo_mlflow.doctor"}
 PLUGINS = {f"{EVALUATORS}.{name}" for name in ("plugin", "pyfunc", "served_model", "genai")}
 ALLOWED = {
-    "mlflow": {f"emo_mlflow.{name}" for name in ("run_context", "tracking", "sweeps", "comparison_run", "cli")} | STEERED | DOCTOR | PLUGINS,
+    "mlflow": {f"emo_mlflow.{name}" for name in ("tracking", "sweeps", "comparison_run", "cli")} | RUNS | STEERED | DOCTOR | PLUGINS,
     "onnxruntime": {"emo_mlflow.scorers", f"{EVALUATORS}.graph"},
     "click": {"emo_mlflow.cli"},
 }

@@ -22,7 +22,8 @@ from emo_mlflow import find_sweeps, load_sweep
 from emo_mlflow.errors import UserError
 from emo_mlflow.report.sweep import verdicts
 from emo_mlflow.run_context import check_store, mark_failed
-from emo_mlflow.tracking import SweepRun, effect_name, fetch_directions
+from emo_mlflow.sweep_record import effect_name
+from emo_mlflow.tracking import SweepRun, fetch_directions
 
 ARTIFACTS = {
     "config.json", "prompts.parquet", "fit_prompts.parquet", "directions.safetensors", "conditions.parquet", "completions.parquet",
@@ -106,7 +107,7 @@ def test_children_stop_past_the_limit_and_logging_twice_adds_none(store, monkeyp
     with SweepRun.open(result.config, tracking_uri=store, run_id=run_id) as run:
         run.log(result)
     assert len(children_of(store, run_id)) == n
-    monkeypatch.setattr("emo_mlflow.tracking.CHILD_LIMIT", 2)
+    monkeypatch.setattr("emo_mlflow.sweep_record.CHILD_LIMIT", 2)
     other = logged(store, result)
     assert not children_of(store, other)
     assert "child_runs=all" in MlflowClient(store).get_run(other).data.tags["emo.children"]

@@ -1,0 +1,130 @@
+"""Which unfinished sweep is gone on with. Finished cells stay on the machine that made them, and one process at a time works on a run."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
+
+from filelock import FileLock, Timeout
+
+from emo_mlflow.cards import cache_folder
+from emo_mlflow.config import work_hash
+from emo_mlflow.errors import UserError
+from emo_mlflow.prompts import fit_hash
+from emo_mlflow.spool import Spool
+from emo_mlflow.sweep import Plan
+from emo_mlflow.types import digest
+
+HOW = ("device", "batch_size", "child_runs")  # what may differ when a sweep is resumed
+RUN_ID = re.compile(r"[0-9a-f]{32}")
+SQLITE = "sqlite:///"
+
+
+def spool_folder(run_id: str) -> Path:
+    """Where a run's finished cells are kept until the run is logged."""
+    return _root() / run_id
+
+
+def record_folder(run_id: str) -> Path:
+    """Where a run's record is kept from the end of the computation until it is logged."""
+    return spool_folder(run_id) / "record"
+
+
+def _root() -> Path:
+    return cache_folder() / "spool"
+
+
+@contextmanager
+def sole_worker(run_id: str) -> Iterator[None]:
+    """Holds a run for this process; the system lets go of it when the process ends, however it ends.
+
+    Raises:
+        UserError: if another process of this machine holds it.
+    """
+    path = _root() / f"{run_id}.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(
+            f"another process is working on run {run_id}: wait until it ends, or stop it; then resume"
+        ) from None
+    try:
+        yield
+    finally:
+        if not spool_folder(run_id).exists():
+            path.unlink(missing_ok=True)
+        lock.release()
+
+
+def discard(run_id: str) -> None:
+    """Removes what was kept of a run that is logged."""
+    shutil.rmtree(spool_folder(run_id), ignore_errors=True)
+
+
+def check_run_id(text: str) -> str:
+    """A run's id as it is.
+
+    Raises:
+        UserError: if it is none: it becomes part of a path.
+    """
+    if not RUN_ID.fullmatch(text):
+        raise UserError(f"resume={text!r} is neither none, auto nor the id of a run: ids have 32 hexadecimal digits")
+    return text
+
+
+def started_with(run_id: str, given: Mapping[str, str]) -> tuple[str, dict[str, str]]:
+    """The profile and parameters that a run was started with; those given beside `resume` may only say how, not what.
+
+    Raises:
+        UserError: if there is nothing to resume, or another value is given for what the run was started with.
+    """
+    header = Spool(spool_folder(run_id)).header()
+    started = dict(header["given"])
+    for name, text in given.items():
+        if name not in (*HOW, "resume") and started.get(name) != text:
+            raise UserError(
+                f"{name}={text!r} is not what run {run_id} was started with ({started.get(name) or 'its default'}): "
+                "leave it out, or start a new run"
+            )
+    return str(header["profile"]), {**started, **given}
+
+
+def work_id(plan: Plan) -> str:
+    """Identifies what a sweep computes: its settings, its texts, and the model's weights."""
+    prompts = plan.inputs.prompts
+    tested = [prompt.prompt_id for prompt in prompts.test]
+    return digest([work_hash(plan.config), plan.loaded.fingerprint, fit_hash(prompts.fit), tested])
+
+
+def unfinished(work: str, is_there: Callable[[str], bool]) -> str | None:
+    """The newest run on this machine that began the same work and did not log it.
+
+    Args:
+        is_there: whether the tracking store has a run of this id.
+    """
+    folders = [path.parent for path in _root().glob("*/cells.spool") if RUN_ID.fullmatch(path.parent.name)]
+    for folder in sorted(folders, key=lambda folder: folder.stat().st_mtime, reverse=True):
+        try:
+            header = Spool(folder).header()
+        except UserError:
+            continue
+        if header["work"] == work and is_there(folder.name):
+            return folder.name
+    return None
+
+
+def lasting_store(uri: str) -> str:
+    """A tracking store's address as it can be kept on disk: without a password, and with a path that holds in every folder."""
+    if uri.startswith(SQLITE):
+        return f"{SQLITE}{Path(uri.removeprefix(SQLITE)).absolute()}"
+    parts = urlsplit(uri)
+    if parts.password is None:
+        return uri
+    host = parts.netloc.rpartition("@")[2]
+    return urlunsplit(parts._replace(netloc=f"{parts.username}@{host}"))
