@@ -12,6 +12,7 @@ from types import TracebackType
 
 from mlflow import MlflowClient
 from mlflow.artifacts import download_artifacts
+from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
 from emo_mlflow.errors import UserError
@@ -25,6 +26,7 @@ from emo_mlflow.uploads import Upload
 Say = Callable[[str], None]
 
 PROGRESS_SECONDS = 5.0
+OPENING_PATIENCE = 20.0
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # two lines per child run otherwise
 
 
@@ -64,13 +66,12 @@ class SweepRun:
     While the sweep computes, logging happens in a thread of its own and waits for a store that is away; the sweep never waits for it.
     """
 
-    def __init__(self, client: MlflowClient, run_id: str, fresh: bool, say: Say) -> None:
+    def __init__(self, client: MlflowClient, run: Run, fresh: bool, say: Say) -> None:
         self.client = client
-        self.run_id = run_id
+        self.run_id: str = run.info.run_id
         self._say = say
         self._troubled = False
         self._work = Retry(on_trouble=self._trouble)
-        run = client.get_run(run_id)
         self._artifact_uri: str = run.info.artifact_uri
         self._upload = Upload(client, run, self._work, fresh)
         self._background = Background()
@@ -100,7 +101,7 @@ class SweepRun:
         windows = f" {','.join(map(str, config.patch_window))}" if config.scope == "window" else ""
         name = f"sweep {Path(config.model).name}, {config.scope}{windows}"
         opened = open_run(client, "sweep", name, tags=tags, experiment=experiment, run_id=run_id)
-        return cls(client, opened, run_id is None and run_of_project() is None, say)
+        return cls(client, _get_run(client, opened), run_id is None and run_of_project() is None, say)
 
     def __enter__(self) -> SweepRun:
         return self
@@ -200,6 +201,13 @@ class SweepRun:
         self._background.stop()
 
 
+def _get_run(client: MlflowClient, run_id: str) -> Run:
+    try:
+        return Retry(OPENING_PATIENCE)(lambda: client.get_run(run_id))
+    except MlflowException as error:
+        raise UserError(f"cannot open run {run_id} in {client.tracking_uri}: {reason_of(error)}") from None
+
+
 def upload(folder: Path, run_id: str, tracking_uri: str | None, say: Say) -> list[str]:
     """Logs what is left of a finished sweep from its folder; returns where to look next.
 
@@ -209,10 +217,6 @@ def upload(folder: Path, run_id: str, tracking_uri: str | None, say: Say) -> lis
     """
     record = read_record(folder)
     client = MlflowClient(tracking_uri)
-    try:
-        run = SweepRun(client, run_id, False, say)
-    except MlflowException as error:
-        raise UserError(f"cannot open run {run_id} in {client.tracking_uri}: {reason_of(error)}") from None
-    with run:
+    with SweepRun(client, _get_run(client, run_id), False, say) as run:
         run.publish(record, folder)
     return run.hints()

@@ -79,3 +79,21 @@ def test_a_full_disk_is_a_clear_stop_that_keeps_what_was_finished(tmp_path, monk
         spool.append([{"cell": "lost"}])
     monkeypatch.undo()
     assert len(Spool(tmp_path).read()) >= 7
+
+
+def test_a_file_that_was_never_written_to_is_begun(tmp_path):
+    """Killed between making the file and writing its first line, or in mid-line: that run could neither be resumed nor begun."""
+    for torn in (b"", b"1234abcd {\"wo"):
+        (tmp_path / "cells.spool").write_bytes(torn)
+        Spool(tmp_path).begin(HEADER)
+        assert Spool(tmp_path).header() == HEADER and Spool(tmp_path).read() == []
+
+
+def test_the_folder_is_synced_when_the_file_is_new(tmp_path, monkeypatch):
+    """After a power cut a synced file can still be missing from its folder."""
+    synced = []
+    monkeypatch.setattr("emo_mlflow.spool.sync_folder", synced.append)
+    spool = filled(tmp_path / "spool" / "run")
+    assert synced == [tmp_path / "spool" / "run", tmp_path / "spool"]
+    spool.append([1])
+    assert len(synced) == 2
