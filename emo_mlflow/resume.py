@@ -7,7 +7,6 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from urllib.parse import urlsplit, urlunsplit
 
 from filelock import FileLock, Timeout
 
@@ -21,7 +20,6 @@ from emo_mlflow.types import digest
 
 HOW = ("device", "batch_size", "child_runs")  # what may differ when a sweep is resumed
 RUN_ID = re.compile(r"[0-9a-f]{32}")
-SQLITE = "sqlite:///"
 
 
 def spool_folder(run_id: str) -> Path:
@@ -117,14 +115,3 @@ def unfinished(work: str, is_there: Callable[[str], bool]) -> str | None:
         if header["work"] == work and is_there(folder.name):
             return folder.name
     return None
-
-
-def lasting_store(uri: str) -> str:
-    """A tracking store's address as it can be kept on disk: without a password, and with a path that holds in every folder."""
-    if uri.startswith(SQLITE):
-        return f"{SQLITE}{Path(uri.removeprefix(SQLITE)).absolute()}"
-    parts = urlsplit(uri)
-    if parts.password is None:
-        return uri
-    host = parts.netloc.rpartition("@")[2]
-    return urlunsplit(parts._replace(netloc=f"{parts.username}@{host}"))

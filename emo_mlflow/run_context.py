@@ -7,6 +7,8 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
 
 from mlflow import MlflowClient, get_tracking_uri
 from mlflow.exceptions import MlflowException
@@ -17,6 +19,7 @@ from emo_mlflow.errors import UserError
 
 KIND, VERSION, FAILURE, RESUMED = "emo.kind", "emo.version", "emo.failure", "emo.resumed"
 TAG_LENGTH = 5000
+SQLITE = "sqlite:///"
 
 
 def check_store(tracking_uri: str | None) -> None:
@@ -36,6 +39,29 @@ def check_store(tracking_uri: str | None) -> None:
         raise UserError(
             f"the tracking server {uri} does not answer ({reason}): start it, correct --tracking-uri, or leave it out to log to ./mlflow.db"
         ) from None
+
+
+def lasting_store(uri: str) -> str:
+    """A tracking store's address as it can be kept on disk: without a password, and with a path that holds in every folder."""
+    if uri.startswith(SQLITE):
+        return f"{SQLITE}{Path(uri.removeprefix(SQLITE)).absolute()}"
+    parts = urlsplit(uri)
+    if parts.password is None:
+        return uri
+    host = parts.netloc.rpartition("@")[2]
+    return urlunsplit(parts._replace(netloc=f"{parts.username}@{host}"))
+
+
+def store_to_return_to(tracking_uri: str | None, kept: str) -> str:
+    """Where a run that was begun earlier is gone on with: in the store asked for, else in the one that it was begun in.
+
+    Args:
+        kept: that store, as `lasting_store` gave it; if it is MLflow's active one, that address is used, which may have a password.
+    """
+    if tracking_uri:
+        return tracking_uri
+    active = str(get_tracking_uri())
+    return active if lasting_store(active) == kept else kept
 
 
 def run_of_project() -> str | None:

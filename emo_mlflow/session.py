@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
+from emo_mlflow.cards import cache_folder
 from emo_mlflow.config import make_config
 from emo_mlflow.errors import UserError
 from emo_mlflow.resume import (
     check_run_id,
     discard,
-    lasting_store,
     record_folder,
     sole_worker,
     spool_folder,
@@ -67,8 +67,8 @@ def run_sweep_session(
     with own_retries():
         try:
             config = make_config(profile, request.given)
-            check_store(tracking_uri)
             if config.resume in ("none", "auto"):
+                check_store(tracking_uri)
                 _start(config, request)
             else:
                 _resume(check_run_id(config.resume), request)
@@ -88,7 +88,7 @@ def run_upload_session(source: str, tracking_uri: str | None, say: Say) -> None:
         UserError: if there is nothing to upload, or the store does not take it.
     """
     from emo_mlflow.retries import own_retries
-    from emo_mlflow.run_context import check_store
+    from emo_mlflow.run_context import check_store, store_to_return_to
     from emo_mlflow.tracking import upload
 
     folder = Path(source) if Path(source).is_dir() else spool_folder(check_run_id(source))
@@ -96,7 +96,7 @@ def run_upload_session(source: str, tracking_uri: str | None, say: Say) -> None:
     run_id = check_run_id(header["run_id"])
     if not (folder / record_folder(run_id).name).exists():
         raise UserError(f"run {run_id} is not finished: go on with emo-mlflow sweep --resume {run_id}")
-    uri = tracking_uri or header["store"]
+    uri = store_to_return_to(tracking_uri, header["store"])
     with own_retries(), sole_worker(run_id):
         check_store(uri)
         lines = upload(folder / record_folder(run_id).name, run_id, uri, say)
@@ -118,14 +118,18 @@ def _start(config: SweepConfig, request: Request) -> None:
         return
     if found:
         request.say(f"Unfinished {found} is the same sweep; --resume auto would go on with it, this is a new one")
-    check_disk(plan.n_cells, spool_folder("new"))
+    check_disk(plan.n_cells, cache_folder())
     _work(plan, None, request)
 
 
 def _resume(run_id: str, request: Request) -> None:
+    from emo_mlflow.run_context import check_store, store_to_return_to
+
     with sole_worker(run_id):
         profile, given = started_with(run_id, request.given)
-        request = replace(request, profile=profile, given=given)
+        uri = store_to_return_to(request.tracking_uri, Spool(spool_folder(run_id)).header()["store"])
+        request = replace(request, profile=profile, given=given, tracking_uri=uri)
+        check_store(uri)
         if _upload_finished(run_id, request):
             return
         _go_on(_plan(make_config(profile, given), request.tracking_uri), run_id, request)
@@ -188,6 +192,7 @@ def _open_spool(plan: Plan, tracked: SweepRun, request: Request) -> tuple[Plan, 
     A number's last bits depend on what it was computed beside. So packs are cut from the whole sweep, in a size that is chosen once and kept.
     """
     from emo_mlflow.estimate import estimate
+    from emo_mlflow.run_context import lasting_store
 
     spool = Spool(spool_folder(tracked.run_id))
     work = work_id(plan)

@@ -10,7 +10,7 @@ from mlflow import MlflowClient
 from emo_mlflow import load_sweep
 from emo_mlflow.uploads import CONDITION
 
-N_FILES = 13
+N_FILES = 14
 
 
 def check_logged_once(uri: str, run_id: str) -> None:

@@ -18,7 +18,8 @@ from tiny_scorers import write_scorer
 from emo_mlflow import find_sweeps
 from emo_mlflow.config import make_config, work_hash
 from emo_mlflow.errors import UserError
-from emo_mlflow.resume import lasting_store, sole_worker, spool_folder, unfinished
+from emo_mlflow.resume import sole_worker, spool_folder, unfinished
+from emo_mlflow.run_context import lasting_store, store_to_return_to
 from emo_mlflow.spool import Spool
 from emo_mlflow.stages import cells_in
 from emo_mlflow.sweep import make_plan, prepare
@@ -151,7 +152,8 @@ def test_only_one_process_works_on_a_run(place):
         assert killing.run(words(place, "--resume=auto"), Setup(place)) == 2
         assert killing.run(["upload", run_id], Setup(place)) == 2
     assert spool.read_bytes() == before
-    assert killing.run(["sweep", f"--resume={run_id}", f"--tracking-uri={store(place)}"], Setup(place)) == 0
+    assert killing.run(["sweep", f"--resume={run_id}"], Setup(place)) == 0  # in the store that it was begun in
+    assert finished(place) == [run_id]
 
 
 def test_auto_takes_only_what_is_its_own(place, monkeypatch):
@@ -177,6 +179,10 @@ def test_the_store_is_remembered_without_its_password(tmp_path, monkeypatch):
     assert lasting_store("http://host:5000") == "http://host:5000"
     assert lasting_store("sqlite:///mlflow.db") == f"sqlite:///{tmp_path}/mlflow.db"
     assert lasting_store("sqlite:////data/mlflow.db") == "sqlite:////data/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://ann:secret@host")
+    assert store_to_return_to(None, "http://ann@host") == "http://ann:secret@host"
+    assert store_to_return_to(None, "http://other") == "http://other"
+    assert store_to_return_to("http://asked", "http://other") == "http://asked"
 
 
 def test_a_lock_is_let_go(tmp_path, monkeypatch):

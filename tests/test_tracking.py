@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from dataclasses import replace
@@ -123,6 +124,26 @@ def test_nan_and_infinity_are_not_logged_as_numbers(store):
     run_id = logged(store, replace(result, effects=effects))
     for run in [MlflowClient(store).get_run(run_id), *children_of(store, run_id)]:
         assert all(np.isfinite(value) and abs(value) < 1e300 for value in run.data.metrics.values())
+
+
+def test_progress_does_not_wait_for_the_store(store, monkeypatch):
+    """A server that hangs would hold up the sweep at every message; and messages that wait would pile up for days."""
+    config, taken, free = synthetic_sweep(n_prompts=3, n_layers=2).config, [], threading.Event()
+
+    def hang(self, values, timestamp):
+        taken.append(values[0][1])
+        free.wait(20)
+
+    monkeypatch.setattr("emo_mlflow.uploads.Upload.log_progress", hang)
+    monkeypatch.setattr("emo_mlflow.tracking.PROGRESS_SECONDS", 0.0)
+    run = SweepRun.open(config, tracking_uri=store, experiment="study")
+    start = time.monotonic()
+    for done in range(200):
+        run.progress(done, 1000, {})
+    assert time.monotonic() - start < 5
+    free.set()
+    run._stop_background()
+    assert len(taken) <= 3
 
 
 def test_failures_and_interrupts_are_told_apart(store):
