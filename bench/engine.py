@@ -16,14 +16,13 @@ import argparse
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
 import sysconfig
 import time
 import venv
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,13 +35,14 @@ import torch
 import transformers
 from engine_work import NEO, QUICK, STUDY, Work
 
-from emo_mlflow import estimate, generation
+from emo_mlflow import decoding, generation
 from emo_mlflow.decoding import Decoding
 from emo_mlflow.layers import BlockStack
+from emo_mlflow.machine import gemm_rate, peak_memory
 from emo_mlflow.models import fuse_activations
 from emo_mlflow.packing import Row
 from emo_mlflow.steering import Patch
-from emo_mlflow.types import Cell, Completion, Scope
+from emo_mlflow.types import Cell, Scope
 
 WORKS = {"neo": NEO, "quick": QUICK, "study": STUDY}
 WINDOW = 3
@@ -65,6 +65,18 @@ class Speed:
         return statistics.median(self.tokens_per_second) if self.tokens_per_second else float("nan")
 
 
+@dataclass(frozen=True)
+class Run:
+    """What one sweep gave and took; operations are those of products with weights, likelihoods are parts of the totals."""
+
+    texts: dict[Cell, str]
+    n_tokens: int
+    seconds: float
+    flops: float
+    likelihood_seconds: float
+    likelihood_flops: float
+
+
 class Ours:
     """The engine under test, on one model."""
 
@@ -75,7 +87,6 @@ class Ours:
         fuse_activations(model)  # as models.load does
         self.stack = BlockStack(model.to(device=torch.device(device), dtype=getattr(torch, dtype)))
         self.n_conditions = max(1, round(work.n_conditions * fraction))
-        self.texts: dict[Cell, str] = {}
 
     def rows(self, scope: Scope) -> list[Row]:
         """The cells, and a baseline per prompt."""
@@ -90,30 +101,41 @@ class Ours:
             rows += [Row(Cell(f"{direction}/{layer}", str(i), 0), prompt, patch) for i, prompt in prompts]
         return rows
 
-    def run(self, scope: Scope) -> tuple[float, float, list[Completion]]:
-        """Seconds in all, seconds of them for likelihoods, completions."""
-        work = self.work
-        decoding = Decoding(work.n_steps, work.n_steps, 0.0, (0,))
-        engine = generation.Engine(self.stack, decoding, lambda batch: [" ".join(map(str, ids)) for ids in batch])
+    def run(self, scope: Scope) -> Run:
+        """One sweep of all cells."""
+        work, stack = self.work, self.stack
+        engine = generation.Engine(self.stack, Decoding(work.n_steps, work.n_steps, 0.0, (0,)), as_numbers)
         rows = self.rows(scope)
-        with clock(generation, "mean_nll") as spent:
-            start = time.perf_counter()
+        with clock(decoding, "token_nll", lambda: stack.flops) as likelihoods:
+            start, flops = time.perf_counter(), stack.flops
             done = [completion for pack in engine.generate(rows) for completion in pack]
             seconds = time.perf_counter() - start
-        return seconds, sum(spent), done
+        return Run(
+            {completion.cell: completion.completion for completion in done},
+            sum(completion.n_tokens for completion in done),
+            seconds,
+            stack.flops - flops,
+            sum(spent for spent, _ in likelihoods),
+            sum(counted for _, counted in likelihoods),
+        )
+
+
+def as_numbers(batch: list[list[int]]) -> list[str]:
+    """Token ids written out, in place of a tokenizer's text."""
+    return [" ".join(map(str, ids)) for ids in batch]
 
 
 @contextmanager
-def clock(owner: object, name: str) -> Iterator[list[float]]:
-    """Collects the seconds of every call of a function while open."""
-    real, spent = getattr(owner, name), list[float]()
+def clock(owner: object, name: str, count: Callable[[], float]) -> Iterator[list[tuple[float, float]]]:
+    """Collects, while open, the seconds of every call of a function and what a counter gained in them."""
+    real, spent = getattr(owner, name), list[tuple[float, float]]()
 
     def timed(*args: Any, **kwargs: Any) -> Any:
-        start = time.perf_counter()
+        start, counted = time.perf_counter(), count()
         try:
             return real(*args, **kwargs)
         finally:
-            spent.append(time.perf_counter() - start)
+            spent.append((time.perf_counter() - start, count() - counted))
 
     with mock.patch.object(owner, name, timed):
         yield spent
@@ -165,34 +187,22 @@ def peers_python(folder: Path) -> Path:
 
 
 def gemm_limit(ours: Ours, rows: int) -> float:
-    """The best float rate of any product of the model at this batch, and of a large square one, in operations per second."""
+    """The best rate of any of the blocks' products at this batch, and of a large square one, in operations per second."""
     d, device, dtype = ours.work.d_model, ours.stack.device, ours.stack.dtype
     shapes = [(rows, d, d), (rows, d, 4 * d), (rows, 4 * d, d), (2048, 2048, 2048)]
-    return max(estimate.gemm_rate(device, dtype, *shape) for shape in shapes)
+    return max(gemm_rate(device, dtype, *shape) for shape in shapes)
 
 
-def flops_per_token(ours: Ours, scope: Scope) -> float:
-    """Matrix products of a generated token: every block once (above a window's layer W + 1 times, once it has moved), the logits once."""
-    stack, work = ours.stack, ours.work
-    block = sum(p.numel() for p in stack.blocks.parameters()) / stack.n_layers
-    head = stack.model.get_output_embeddings().weight.numel()
-    again = WINDOW * max(0, work.n_steps - 1 - WINDOW) / work.n_steps if scope == "window" else 0.0
-    above = (stack.n_layers + 1) / 2  # blocks above the edited boundary, on average over the layers
-    return 2.0 * (block * (stack.n_layers + again * above) + head)
-
-
-def measure(ours: Ours, peers: PeerProcess | None, scope: Scope, repetitions: int) -> dict[str, Speed]:
-    """Ours and the peers in turn; the first turn is not counted."""
+def measure(ours: Ours, peers: PeerProcess | None, scope: Scope, repetitions: int) -> tuple[dict[str, Speed], Run]:
+    """Ours and the peers in turn, and our last run; the first turn is not counted."""
     work = ours.work
     names = [*PEERS, *([UNCACHED] if scope == "window" else [])] if peers else []
     speeds = {name: Speed() for name in ("ours", "ours with likelihoods", *names)}
     for repetition in range(repetitions + 1):
-        seconds, likelihoods, done = ours.run(scope)
-        texts = {completion.cell: completion.completion for completion in done}
-        tokens = sum(completion.n_tokens for completion in done)
+        run = ours.run(scope)
         if repetition:
-            speeds["ours"].tokens_per_second.append(tokens / (seconds - likelihoods))
-            speeds["ours with likelihoods"].tokens_per_second.append(tokens / seconds)
+            speeds["ours"].tokens_per_second.append(run.n_tokens / (run.seconds - run.likelihood_seconds))
+            speeds["ours with likelihoods"].tokens_per_second.append(run.n_tokens / run.seconds)
         direction, layer = repetition % work.n_directions, (5 + 3 * repetition) % work.n_layers
         for name in names:
             assert peers is not None
@@ -202,21 +212,23 @@ def measure(ours: Ours, peers: PeerProcess | None, scope: Scope, repetitions: in
                 continue
             cells = [Cell(f"{direction}/{layer}", str(i), 0) for i in range(work.n_prompts)]
             speeds[name].same_texts += [
-                " ".join(map(str, text)) == texts[cell] for text, cell in zip(answer["texts"], cells, strict=True)
+                " ".join(map(str, text)) == run.texts[cell] for text, cell in zip(answer["texts"], cells, strict=True)
             ]
             if repetition:
                 speeds[name].tokens_per_second.append(sum(map(len, answer["texts"])) / answer["seconds"])
         print(".", end="", flush=True, file=sys.stderr)
     print(file=sys.stderr)
-    ours.texts = texts
-    return speeds
+    return speeds, run
 
 
-def report(ours: Ours, scope: Scope, speeds: dict[str, Speed], rate: float) -> None:
-    """Medians, ratios to ours, and the share of the limit."""
-    limit = rate / flops_per_token(ours, scope)
+def report(scope: Scope, speeds: dict[str, Speed], run: Run, rate: float) -> None:
+    """Medians, ratios to ours, and the limits: what our products would take at the best rate, and nothing else anything."""
+    limits = {
+        "limit": run.n_tokens * rate / (run.flops - run.likelihood_flops),
+        "limit with likelihoods": run.n_tokens * rate / run.flops,
+    }
     print(f"\nscope {scope}" + (f", W = {WINDOW}" if scope == "window" else ""))
-    print(f"{'engine':34}{'tokens/s':>10}{'range':>17}{'ours/it':>9}  texts equal to ours")
+    print(f"{'engine':34}{'tokens/s':>10}{'range':>19}{'ours/it':>9}  texts equal to ours")
     for name, speed in speeds.items():
         if speed.error or not speed.tokens_per_second:
             print(f"{name:34}{'failed':>10}  {speed.error}")
@@ -224,9 +236,11 @@ def report(ours: Ours, scope: Scope, speeds: dict[str, Speed], rate: float) -> N
         low, high = min(speed.tokens_per_second), max(speed.tokens_per_second)
         equal = f"{sum(speed.same_texts)} of {len(speed.same_texts)}" if speed.same_texts else ""
         ratio = speeds["ours"].median / speed.median
-        print(f"{name:34}{speed.median:>10.1f}{f'{low:.1f} to {high:.1f}':>17}{ratio:>9.2f}  {equal}")
-    print(f"{'GEMM limit':34}{limit:>10.1f}{'':17}{speeds['ours'].median / limit:>9.2f}  ({rate / 1e9:.0f} GFLOP/s)")
-    print(f"distinct texts: {len(set(ours.texts.values()))} of {len(ours.texts)}")
+        print(f"{name:34}{speed.median:>10.1f}{f'{low:.1f} to {high:.1f}':>19}{ratio:>9.2f}  {equal}")
+    for name, limit in limits.items():
+        reached = speeds[name.replace("limit", "ours")].median / limit
+        print(f"{name:34}{limit:>10.1f}{'':19}{reached:>9.2f}  at {rate / 1e9:.0f} GFLOP/s")
+    print(f"distinct texts: {len(set(run.texts.values()))} of {len(run.texts)}")
 
 
 def profile(ours: Ours, scope: Scope) -> None:
@@ -266,13 +280,6 @@ def independence(n_cells: int) -> None:
         print(f"scope {scope}: {differing} of {len(alone)} cells ({differing / len(alone):.3%}) differ between packed and alone")
 
 
-def peak_memory(device: torch.device) -> str:
-    """GiB at the peak: of the device, or of this process."""
-    if device.type == "cuda":
-        return f"{torch.cuda.max_memory_allocated(device) / 2**30:.2f} GiB on the device"
-    return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform != 'darwin' else 2**30):.2f} GiB"
-
-
 def options(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -310,8 +317,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         for scope in given.scopes.split(","):
             rate = gemm_limit(ours, min(n_cells, generation.CPU_BATCH))
-            speeds = measure(ours, peers, scope, repetitions)
-            report(ours, scope, speeds, rate)
+            speeds, run = measure(ours, peers, scope, repetitions)
+            report(scope, speeds, run, rate)
             if ours.n_conditions < work.n_conditions:
                 whole = work.n_cells * work.n_steps / speeds["ours with likelihoods"].median
                 print(f"all {work.n_cells:,} cells at this rate: {whole / 60:.1f} min with likelihoods")
@@ -320,7 +327,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     finally:
         if peers:
             peers.close()
-    print(f"\npeak memory {peak_memory(ours.stack.device)}")
+    print(f"\npeak memory {peak_memory(ours.stack.device) / 2**30:.2f} GiB")
     return 0
 
 

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 
-import torch
-
+from emo_mlflow.machine import gemm_rate
 from emo_mlflow.sweep import Plan
 from emo_mlflow.types import Condition
 
 TYPICAL_UTILISATION = 0.6  # of the matrix-product rate, as packed decoding reaches on CPUs
-PROBE_SECONDS = 0.3
-PROBES = 5
 
 
 @dataclass(frozen=True)
@@ -42,40 +38,29 @@ class Estimate:
         ]
 
 
-def gemm_rate(device: torch.device, dtype: torch.dtype, m: int, k: int, n: int) -> float:
-    """Measured floating-point operations per second of a product [m, k] x [k, n]: the best of several runs."""
-    left = torch.randn(m, k, device=device, dtype=dtype)
-    right = torch.randn(n, k, device=device, dtype=dtype).T  # as linear layers hold their weights
+def passes_per_text(condition: Condition, n_layers: int, n_steps: int) -> float:
+    """How many tokens of a text go through the blocks, in whole stacks, by the engine's schedule: to decode it, and for its likelihood.
 
-    def seconds(repeats: int) -> float:
-        start = time.perf_counter()
-        for _ in range(repeats):
-            product = left @ right
-        float(product[0, 0])  # waits for the device
-        return time.perf_counter() - start
-
-    seconds(2)
-    repeats = max(1, int(PROBE_SECONDS / PROBES / max(seconds(1), 1e-6)))
-    return repeats * 2.0 * m * k * n / min(seconds(repeats) for _ in range(PROBES))
-
-
-def passes_per_token(condition: Condition, n_layers: int, n_steps: int) -> float:
-    """How often a generated token goes through the blocks, in whole stacks, by the engine's schedule."""
-    if condition.scope != "window" or condition.patch_window is None or condition.layer is None:
-        return 1.0
-    rerun = condition.patch_window * max(0, n_steps - 1 - condition.patch_window) / n_steps
-    return 1.0 + rerun * (n_layers - condition.layer) / n_layers
+    Likelihoods start at the edited boundary, and under a window from what has not become clean on the way.
+    """
+    if condition.layer is None:
+        return float(n_steps)
+    above = (n_layers - condition.layer - (condition.site == "resid_post")) / n_layers
+    if condition.scope != "window" or condition.patch_window is None:
+        return n_steps + above * (n_steps - 1)
+    window = condition.patch_window
+    return n_steps + above * (window * max(0, n_steps - 1 - window) + min(window, n_steps - 1))
 
 
 def estimate(plan: Plan) -> Estimate:
-    """The sweep's work: each token once through the patched stack (or more, under a window) and once for its likelihood."""
+    """The sweep's work: each token through the patched stack, and for its likelihood through what is above the edited layer."""
     config, stack = plan.config, plan.stack
     body = sum(p.numel() for p in stack.blocks.parameters())
     head = stack.model.get_output_embeddings().weight.numel()
     texts = len(plan.tokens) * config.samples_per_prompt
-    passes = sum(passes_per_token(c, stack.n_layers, config.sequence_length) for c in plan.conditions) * texts
+    passes = sum(passes_per_text(c, stack.n_layers, config.sequence_length) for c in plan.conditions) * texts
     tokens = plan.n_cells * config.sequence_length
-    flops = 2.0 * (body * (passes * config.sequence_length + tokens) + 2 * head * tokens)
+    flops = 2.0 * (body * passes + 2 * head * tokens)
     longest = max(len(ids) for ids in plan.tokens.values())
     rows = plan.engine.estimate(longest, longest if config.scope == "all" else 1)
     batch = min(config.batch_size or rows.batch_size, plan.n_cells)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -10,9 +11,11 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from emo_mlflow.layers import BlockStack
-from emo_mlflow.packing import Layout, Prefill, Tokens
+from emo_mlflow.packing import Layout
 
-LOGITS_BYTES = 256 * 2**20
+LOGITS_BYTES = 128 * 2**20
+TOKENS_AT_ONCE = {"cpu": 2048}  # what stays in a CPU's cache
+TOKENS_ON_A_GPU = 65536
 
 
 def distinct_2(tokens: Sequence[int]) -> float:
@@ -22,39 +25,54 @@ def distinct_2(tokens: Sequence[int]) -> float:
 
 
 @torch.inference_mode()
-def mean_nll(stack: BlockStack, prefill: Prefill, texts: Sequence[tuple[Tokens, Tokens]], batch_size: int) -> list[float]:
-    """Mean negative log-likelihood (nats) per new token under the unpatched model, for (prompt, completion) pairs.
+def token_nll(
+    stack: BlockStack, layout: Layout, tokens: Tensor, boundaries: Sequence[int], streams: Tensor, finals: Tensor
+) -> Tensor:
+    """Negative log-likelihood (nats) of each new token under the unpatched model, float32 [rows, n] on the CPU.
 
-    Each distinct pair is run once, its prompt taken from `prefill`. NaN for an empty completion.
+    Below a row's boundary nothing was patched: its clean stream there was computed while decoding, so only the blocks above are run.
+    Their keys and values in `layout` are overwritten with clean ones.
+
+    Args:
+        layout: what stands before the positions of `streams` must be clean.
+        tokens: int64 [rows, n], the new tokens.
+        boundaries: [rows], ascending.
+        streams: [rows, q, d_model], the clean stream at each row's boundary at the q positions before the last new token.
+        finals: [rows, n - q, d_model], the clean stream after the last block at the positions before those, from the last prompt token on.
     """
-    distinct = sorted({text for text in texts if text[1]}, key=lambda text: len(text[0]))
-    found: dict[tuple[Tokens, Tokens], float] = {}
-    for i in range(0, len(distinct), batch_size):
-        batch = distinct[i : i + batch_size]
-        for text, row in zip(batch, _token_nll(stack, prefill, batch), strict=True):
-            found[text] = float(row[: len(text[1])].double().mean())
-    return [found.get(text, float("nan")) for text in texts]
-
-
-def _token_nll(stack: BlockStack, prefill: Prefill, texts: Sequence[tuple[Tokens, Tokens]]) -> Tensor:
-    """NLL per token, float32 [texts, longest completion] on the CPU; what lies past a completion's end means nothing."""
-    length = max(len(completion) for _, completion in texts)
-    layout = Layout(prefill, [prompt for prompt, _ in texts], length, stack.device)
-    targets = torch.zeros((len(texts), length), dtype=torch.long)
-    for i, (_, completion) in enumerate(texts):
-        targets[i, : len(completion)] = torch.tensor(completion)
-    targets = targets.to(stack.device)
-    last = torch.stack([prefill.states[prefill.index[prompt]][stack.n_layers][-1:] for prompt, _ in texts])
-    if length > 1:
-        layout.cache.start, end = layout.end, layout.end + length - 1
-        entry = stack.enter(targets[:, :-1], layout.positions(layout.end, end), layout.cache, layout.visible(end))
-        hidden = entry.hidden
-        for layer in range(stack.n_layers):
-            hidden = stack.run_block(layer, hidden, entry, slice(0, len(texts)))
-        last = torch.cat([last, hidden], dim=1)
-    rows_at_once = max(1, LOGITS_BYTES // (length * stack.model.config.get_text_config().vocab_size * 4))
+    (rows, n), q = tokens.shape, streams.shape[1]
+    start = layout.end + n - 1 - q
+    at_once = max(1, TOKENS_AT_ONCE.get(stack.device.type, TOKENS_ON_A_GPU) // n)
     parts = []
-    for i in range(0, len(texts), rows_at_once):
-        logits = stack.logits(last[i : i + rows_at_once])
-        parts.append(cross_entropy(logits.transpose(1, 2), targets[i : i + rows_at_once], reduction="none"))
+    for first in range(0, rows, at_once):
+        chunk = slice(first, min(rows, first + at_once))
+        cleaned = streams[chunk]
+        if q:
+            cleaned = _run_above(stack, layout, tokens[chunk, n - 1 - q : n - 1], start, boundaries, cleaned, chunk)
+        parts.append(_nll(stack, torch.cat([finals[chunk], cleaned], dim=1), tokens[chunk]))
     return torch.cat(parts).cpu()
+
+
+def _run_above(
+    stack: BlockStack, layout: Layout, tokens: Tensor, start: int, boundaries: Sequence[int], streams: Tensor, chunk: slice
+) -> Tensor:
+    """Each row's stream [rows, q, d_model] from its boundary to after the last block."""
+    entry = layout.enter(stack, tokens, start, chunk)
+    streams = streams.clone()
+    for layer in range(stack.n_layers):
+        count = bisect_right(boundaries, layer, chunk.start, chunk.stop) - chunk.start
+        if count:
+            layout.cache.select(slice(chunk.start, chunk.start + count))
+            streams[:count] = stack.run_block(layer, streams[:count], entry, slice(0, count))
+    return streams
+
+
+def _nll(stack: BlockStack, finals: Tensor, tokens: Tensor) -> Tensor:
+    """NLL [rows, n] of the tokens that the streams after the last block, [rows, n, d_model], predict."""
+    streams, targets = finals.flatten(0, 1)[:, None], tokens.flatten()
+    at_once = max(1, LOGITS_BYTES // (4 * stack.vocabulary))
+    parts = [
+        cross_entropy(stack.logits(streams[i : i + at_once])[:, 0], targets[i : i + at_once], reduction="none")
+        for i in range(0, len(targets), at_once)
+    ]
+    return torch.cat(parts).view_as(tokens)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-import psutil
 import torch
 
 from emo_mlflow.decoding import Decoded, Decoding, PackDecoder
 from emo_mlflow.errors import UserError
-from emo_mlflow.fluency import distinct_2, mean_nll
+from emo_mlflow.fluency import distinct_2
 from emo_mlflow.layers import BlockStack
+from emo_mlflow.machine import free_memory
 from emo_mlflow.packing import Row, plan_packs
 from emo_mlflow.types import Completion
 
@@ -27,13 +27,6 @@ def _is_out_of_memory(error: RuntimeError) -> bool:
 
 def _edits_prompts(rows: Sequence[Row]) -> bool:
     return any(row.patch is not None and row.patch.scope == "all" for row in rows)
-
-
-def free_memory(device: torch.device) -> int:
-    """Bytes that a process may still take on a device."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    return int(psutil.virtual_memory().available)
 
 
 @dataclass(frozen=True)
@@ -58,14 +51,14 @@ class Engine:
     def estimate(self, prompt_length: int, q: int) -> MemoryEstimate:
         """The rows that a share of the free memory holds.
 
-        Per row: keys and values of all slots (measured on one token), once more for the likelihood pass, about 16 streams of
-        activations for q positions, and four copies of the logits.
+        Per row: keys and values of all slots (measured on one token), once more where rows that have ended are copied out, about 16
+        streams of activations for q positions or one for each step, and four copies of the logits.
         """
         n_slots = prompt_length + self.decoding.n_steps
         size = torch.finfo(self.stack.dtype).bits // 8
-        vocabulary = self.stack.model.config.get_text_config().vocab_size
+        copies = 1 + (self.decoding.min_new_tokens < self.decoding.n_steps)
         activations = 16 * max(q, self.decoding.n_steps) * self.stack.d_model * size
-        per_row = 2 * n_slots * self.stack.bytes_per_slot + activations + 4 * vocabulary * 4
+        per_row = copies * n_slots * self.stack.bytes_per_slot + activations + 4 * self.stack.vocabulary * 4
         most = CPU_BATCH if self.stack.device.type == "cpu" else GPU_BATCH
         fits = int(free_memory(self.stack.device) * MEMORY_SHARE) // per_row
         return MemoryEstimate(per_row, max(1, min(most, fits)))
@@ -107,17 +100,13 @@ class Engine:
             waiting = plan_packs(left, -(-len(pack) // 2))[::-1]
 
     def _run(self, pack: Sequence[Row]) -> list[Completion]:
-        decoder = PackDecoder(self.stack, pack, self.decoding)
-        decoded = decoder.run()
-        pairs = [(item.row.tokens, item.tokens) for item in decoded if item.overflow_step is None]
-        nll = iter(mean_nll(self.stack, decoder.prefill, pairs, len(pack)))
+        decoded = PackDecoder(self.stack, pack, self.decoding).run()
         texts = self.decode([list(item.tokens) for item in decoded])
-        return [self._completion(item, text, nll) for item, text in zip(decoded, texts, strict=True)]
+        return [_completion(item, text) for item, text in zip(decoded, texts, strict=True)]
 
-    def _completion(self, item: Decoded, text: str, nll: Iterator[float]) -> Completion:
-        if item.overflow_step is not None:
-            reason = f"the logits of step {item.overflow_step} were not finite: alpha is too large for this layer"
-            return Completion(item.row.cell, "", 0, float("nan"), float("nan"), item.n_patched, reason)
-        return Completion(
-            item.row.cell, text, len(item.tokens), next(nll), distinct_2(item.tokens), item.n_patched
-        )
+
+def _completion(item: Decoded, text: str) -> Completion:
+    if item.overflow_step is not None:
+        reason = f"the logits of step {item.overflow_step} were not finite: alpha is too large for this layer"
+        return Completion(item.row.cell, "", 0, float("nan"), float("nan"), item.n_patched, reason)
+    return Completion(item.row.cell, text, len(item.tokens), item.nll, distinct_2(item.tokens), item.n_patched)

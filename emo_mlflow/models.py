@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
-import psutil
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -20,6 +19,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from emo_mlflow import embedded_model
 from emo_mlflow.errors import UserError
 from emo_mlflow.hub import check_hub, hub_folder
+from emo_mlflow.machine import free_memory
 from emo_mlflow.model_folder import check_depth, read_config, why_no_tokenizer
 from emo_mlflow.names import check_revision, shown
 from emo_mlflow.types import digest
@@ -232,15 +232,9 @@ def _with_choices(ask_hub: Callable[[str, str | None], T], spec: ModelSpec) -> T
         raise UserError(f"model {spec.name!r}: {error}; {CHOICES}") from None
 
 
-def _free_memory(device: torch.device) -> int:
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    return int(psutil.virtual_memory().available)
-
-
 def _check_memory(spec: ModelSpec, n_parameters: int, device: torch.device, dtype: torch.dtype) -> None:
     needed = int(n_parameters * dtype.itemsize * MEMORY_FACTOR) + SPARE_MEMORY
-    if needed > (free := _free_memory(device)):
+    if needed > (free := free_memory(device)):
         smaller = "dtype=bfloat16, " if dtype.itemsize > 2 else ""
         as_type = str(dtype).removeprefix("torch.")
         raise UserError(

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
+from itertools import groupby
 
 import torch
 from torch import Tensor
 
 from emo_mlflow.cache import PackedCache
-from emo_mlflow.layers import BlockStack
+from emo_mlflow.layers import BlockStack, Entry
 from emo_mlflow.steering import Intervention
 from emo_mlflow.types import Cell
 
 Tokens = tuple[int, ...]
+ENOUGH = 192  # rows at which products are about as fast as they get, so that a pack of one length beats a longer padded one
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,8 +59,13 @@ def plan_packs(rows: Sequence[Row], batch_size: int) -> list[list[Row]]:
             groups.setdefault(key, []).append(row)
     packs: list[list[Row]] = []
     for group in groups.values():
-        ordered = sorted(group, key=lambda row: (len(row.tokens), row.tokens, row.cell.sample))
-        packs += [ordered[i : i + batch_size] for i in range(0, len(ordered), batch_size)]
+        packs.append([])
+        for row in sorted(group, key=lambda row: (len(row.tokens), row.tokens, row.cell.sample)):
+            pack = packs[-1]
+            longer = len(pack) >= ENOUGH and len(pack[-1].tokens) < len(row.tokens)
+            if longer or len(pack) == batch_size:
+                packs.append(pack := [])
+            pack.append(row)
     return packs
 
 
@@ -67,71 +75,87 @@ class Prefill:
     Prompts of one length are run together, so nothing is padded.
 
     Attributes:
-        states: per prompt, [n_layers + 1, q, d_model]: the residual stream at every boundary, at the last position or at all.
+        states: [prompts, n_layers + 1, q, d_model]: the residual stream at every boundary, at the last position or, if the prompts
+            are of one length, at all.
     """
 
     def __init__(self, stack: BlockStack, prompts: Sequence[Tokens], all_positions: bool) -> None:
-        self.prompts = list(dict.fromkeys(prompts))
-        self.index = {tokens: i for i, tokens in enumerate(self.prompts)}
-        self.states: list[Tensor] = [torch.empty(0)] * len(self.prompts)
+        distinct = sorted(dict.fromkeys(prompts), key=len)
+        self.index = {tokens: i for i, tokens in enumerate(distinct)}
         self.caches: dict[int, PackedCache] = {}
         self.slot_in_cache: dict[Tokens, int] = {}
-        for length in sorted({len(tokens) for tokens in self.prompts}):
-            group = [tokens for tokens in self.prompts if len(tokens) == length]
+        states = []
+        for length, members in groupby(distinct, key=len):
+            group = list(members)
             cache = PackedCache(len(group), length)
             batch = torch.tensor(group, dtype=torch.long, device=stack.device)
             first = 0 if all_positions else length - 1
-            states = torch.stack([hidden[:, first:] for hidden in stack.boundaries(batch, cache)], dim=1)
+            states.append(torch.stack([hidden[:, first:] for hidden in stack.boundaries(batch, cache)], dim=1))
             self.caches[length] = cache
-            for i, tokens in enumerate(group):
-                self.slot_in_cache[tokens] = i
-                self.states[self.index[tokens]] = states[i]
+            self.slot_in_cache |= {tokens: i for i, tokens in enumerate(group)}
+        self.states = torch.cat(states)
 
 
 class Layout:
     """Rows side by side in one cache, their prompts ending at the same slot.
 
     Attributes:
+        rows: each row's prompt.
         end: the slot after every prompt's last token.
+        prompts: int64 [rows], each row's prompt in the prefill.
         offsets: int64 [rows, 1], what a slot's number exceeds the position in the row's own text by.
         mask: int64 [rows, slots], 0 where a shorter prompt has nothing; None if no prompt is shorter.
     """
 
-    def __init__(self, prefill: Prefill, prompts: Sequence[Tokens], n_new: int, device: torch.device) -> None:
+    def __init__(self, prefill: Prefill, rows: Sequence[Tokens], n_new: int, device: torch.device) -> None:
         self.prefill = prefill
-        self.prompts = list(prompts)
-        self.end = max(len(tokens) for tokens in prompts)
-        self.cache = PackedCache(len(prompts), self.end + n_new)
-        offsets = torch.tensor([self.end - len(tokens) for tokens in prompts], device=device)
-        self.offsets = offsets[:, None]
+        self.rows = list(rows)
+        self.end = max(len(tokens) for tokens in rows)
+        self.cache = PackedCache(len(rows), self.end + n_new)
+        self.prompts = torch.tensor([prefill.index[tokens] for tokens in rows], device=device)
+        self.offsets = torch.tensor([[self.end - len(tokens)] for tokens in rows], device=device)
         self.mask: Tensor | None = None
-        if bool(offsets.any()):
+        if any(len(tokens) < self.end for tokens in rows):
             self.mask = (torch.arange(self.end + n_new, device=device)[None] >= self.offsets).long()
         self.fill()
 
     def fill(self) -> None:
         """Copies the prompts' clean keys and values in, over whatever their slots held."""
-        device = self.offsets.device
-        for length, source in self.prefill.caches.items():
-            rows = [i for i, tokens in enumerate(self.prompts) if len(tokens) == length]
-            if rows:
-                slots = [self.prefill.slot_in_cache[self.prompts[i]] for i in rows]
-                self.cache.take_prefix(
-                    source, torch.tensor(rows, device=device), torch.tensor(slots, device=device), length, self.end
-                )
+        by_length: dict[int, list[int]] = {}
+        for i, tokens in enumerate(self.rows):
+            by_length.setdefault(len(tokens), []).append(i)
+        for length, members in by_length.items():
+            rows, sources = (
+                torch.tensor(numbers, device=self.prompts.device)
+                for numbers in (members, [self.prefill.slot_in_cache[self.rows[i]] for i in members])
+            )
+            self.cache.take_prefix(self.prefill.caches[length], rows, sources, length, self.end)
 
-    def positions(self, start: int, end: int) -> Tensor:
-        """int64 [rows or 1, end - start], the positions of the slots start..end-1 in the rows' own texts."""
-        slots = torch.arange(start, end, device=self.offsets.device)[None]
-        return slots if self.mask is None else slots - self.offsets
+    def states(self, boundary: int, rows: slice) -> Tensor:
+        """The clean residual stream of the rows' prompts at a boundary, [rows, q, d_model]."""
+        return self.prefill.states[self.prompts[rows], boundary]
 
-    def visible(self, end: int) -> Tensor | None:
-        """The mask of the slots 0..end-1."""
-        return None if self.mask is None else self.mask[:, :end]
+    def enter(self, stack: BlockStack, tokens: Tensor, start: int, rows: slice) -> Entry:
+        """Embeds tokens [rows, q] of these rows for the slots that begin at `start`."""
+        end = start + tokens.shape[1]
+        slots = torch.arange(start, end, device=tokens.device)[None]
+        self.cache.start = start
+        if self.mask is None:
+            return stack.enter(tokens, slots, self.cache, None)
+        return stack.enter(tokens, slots - self.offsets[rows], self.cache, self.mask[rows, :end])
 
-    def keep(self, rows: Tensor) -> None:
+    def take(self, rows: Sequence[int]) -> Layout:
+        """A copy of these rows."""
+        taken = copy(self)
+        taken.cache = copy(self.cache)
+        taken.cache.keys, taken.cache.values = dict(self.cache.keys), dict(self.cache.values)
+        taken.keep(rows)
+        return taken
+
+    def keep(self, rows: Sequence[int]) -> None:
         """Drops all rows but these."""
-        self.prompts = [self.prompts[i] for i in rows.tolist()]
-        self.offsets = self.offsets[rows]
-        self.mask = None if self.mask is None else self.mask[rows]
-        self.cache.keep(rows)
+        index = torch.tensor(rows, device=self.prompts.device)
+        self.rows = [self.rows[i] for i in rows]
+        self.prompts, self.offsets = self.prompts[index], self.offsets[index]
+        self.mask = None if self.mask is None else self.mask[index]
+        self.cache.keep(index)

@@ -34,6 +34,11 @@ def patched_positions(scope: Scope, window: int | None, prompt_length: int, step
     return range(max(prompt_length, end - window), end)
 
 
+def n_patched(scope: Scope, window: int | None, prompt_length: int, n_steps: int) -> int:
+    """Distinct positions that are edited in the forward passes of the first `n_steps` steps: after the first, one more each."""
+    return len(patched_positions(scope, window, prompt_length, 0)) + n_steps - 1
+
+
 def first_stale_position(
     scope: Scope, window: int | None, prompt_length: int, step: int, constant_alpha: bool
 ) -> int:
@@ -171,14 +176,13 @@ class RowEdits:
         self.shift, self.alphas = self.shift[rows], self.alphas[rows]
         self.basis = None if self.basis is None else self.basis[rows]
 
-    def apply(self, hidden: Tensor, rows: slice, step: int, mask: Tensor | None = None) -> Tensor:
-        """Edits hidden [rows, q, d_model] of step `step`, at all q positions or where mask [q] is true."""
+    def apply(self, hidden: Tensor, rows: slice, step: int) -> Tensor:
+        """hidden [rows, q, d_model] as it is edited at step `step`."""
         change = (self.alphas[rows, step, None] * self.shift[rows])[:, None]
         if self.basis is not None:
             basis = self.basis[rows]
             change = change - torch.bmm(torch.bmm(hidden, basis.transpose(1, 2)), basis)
-        edited = hidden + change
-        return edited if mask is None else torch.where(mask[None, :, None], edited, hidden)
+        return hidden + change
 
 
 class HeadEdits:
@@ -202,15 +206,14 @@ class HeadEdits:
         """Whether any row has a head replaced in this block."""
         return block in self._blocks
 
-    def apply(self, block: int, mixed: Tensor, inside: Sequence[bool]) -> Tensor:
-        """Replaces heads in the input of the block's output projection.
+    def apply(self, block: int, mixed: Tensor, n_last: int) -> Tensor:
+        """Replaces heads in the input of the block's output projection, at the last `n_last` positions.
 
         Args:
             mixed: [rows, q, n_heads * head_dim] of the batch's first rows, all whose head is in this block among them.
-            inside: per position of q, whether it is patched.
         """
         rows, heads, replacement = self._blocks[block]
         edited = mixed.unflatten(-1, (-1, replacement.shape[1])).clone()
-        for position in (i for i, is_patched in enumerate(inside) if is_patched):
+        for position in range(edited.shape[1] - n_last, edited.shape[1]):
             edited[rows, position, heads] = replacement
         return edited.flatten(-2)

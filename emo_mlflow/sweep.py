@@ -29,6 +29,7 @@ from emo_mlflow.directions import (
 from emo_mlflow.errors import UserError
 from emo_mlflow.generation import Engine
 from emo_mlflow.layers import BlockStack
+from emo_mlflow.machine import gemm_rate, peak_memory
 from emo_mlflow.models import LoadedModel, ModelSpec, check, load, pick_device, resolve
 from emo_mlflow.packing import Tokens
 from emo_mlflow.prompts import PromptSet, fit_hash, load_prompts
@@ -209,7 +210,7 @@ def run(
     on_progress(len(work.completions), plan.n_cells, {})
     if plan.stack.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(plan.stack.device)
-    start, tokens = time.monotonic(), 0
+    start, tokens, flops = time.monotonic(), 0, plan.stack.flops
     generate = Generation(plan, plan.engine)
     for cells in plan.packs({completion.cell for completion in done}):
         pack = completions_in(generate(cells))
@@ -223,12 +224,17 @@ def run(
         }
         on_progress(len(work.completions), plan.n_cells, speed)
     generated = time.monotonic()
+    stack, flops_done = plan.stack, plan.stack.flops - flops
+    rate = gemm_rate(stack.device, stack.dtype, 256, stack.d_model, 4 * stack.d_model)
+    measured = time.monotonic()
     scores = work.scores()
     metrics = {
         "seconds.generation": generated - start,
-        "seconds.scoring": time.monotonic() - generated,
+        "seconds.scoring": time.monotonic() - measured,
         "tokens_per_second": tokens / max(generated - start, 1e-9),
         "cells_per_second": (len(work.completions) - len(done)) / max(generated - start, 1e-9),
+        "gemm_utilisation": flops_done / (rate * max(generated - start, 1e-9)),
+        "peak_memory_gib": peak_memory(stack.device) / 2**30,
         "distinct_texts": float(work.n_distinct),
         "failed_cells": float(sum(completion.failure is not None for completion in work.completions)),
         "hygiene.max_logit_change": float((probe_logits(plan) - before).abs().max()),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from unittest import mock
+
 import numpy as np
 import pytest
 import torch
@@ -12,12 +14,13 @@ from tiny_models import FAMILIES, tiny_model
 
 from emo_mlflow.decoding import Decoding, PackDecoder
 from emo_mlflow.errors import UserError
+from emo_mlflow.estimate import passes_per_text
 from emo_mlflow.generation import Engine
 from emo_mlflow.layers import BlockStack, find_blocks, find_output_projection
 from emo_mlflow.packing import Row, plan_packs
 from emo_mlflow.schedules import schedule_factors
 from emo_mlflow.steering import Patch
-from emo_mlflow.types import Cell
+from emo_mlflow.types import Cell, Condition
 
 TIE = 1e-4
 EOS = (5, 6, 7)
@@ -184,24 +187,78 @@ def engine_for(stack: BlockStack, decoding: Decoding, batch_size: int | None = N
     return Engine(stack, decoding, lambda batch: [" ".join(map(str, ids)) for ids in batch], batch_size)
 
 
-def test_nll_is_that_of_the_unpatched_model():
-    """NLL of a steered text is measured on the clean model, per new token, and does not depend on padding or batching."""
-    stack = stack_of("gpt_neox")
-    decoding = Decoding(8, 0, 0.0, EOS)
-    rows = random_rows(np.random.default_rng(2), 20, "generated", None, "constant", 8)
-    done = {c.cell.condition_id: c for pack in engine_for(stack, decoding, 20).generate(rows) for c in pack}
-    for row in rows:
-        completion = done[row.cell.condition_id]
-        tokens = [int(token) for token in completion.completion.split()]
-        assert completion.n_tokens == len(tokens)
-        if not tokens:
-            assert np.isnan(completion.nll)
-            continue
-        with torch.no_grad():
-            logits = stack.model(torch.tensor([[*row.tokens, *tokens]])).logits[0]
-        log_p = torch.log_softmax(logits, -1)[len(row.tokens) - 1 : -1]
-        expected = -float(log_p[range(len(tokens)), tokens].mean())
-        assert completion.nll == pytest.approx(expected, abs=2e-4)
+def clean_nll(stack: BlockStack, prompt: tuple[int, ...], tokens: tuple[int, ...]) -> float:
+    """Mean NLL of new tokens by the model itself, the whole text in one pass."""
+    with torch.no_grad():
+        logits = stack.model(torch.tensor([[*prompt, *tokens]])).logits[0]
+    log_p = torch.log_softmax(logits.double(), -1)[len(prompt) - 1 : -1]
+    return -float(log_p[range(len(tokens)), list(tokens)].mean())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@settings(max_examples=5, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@given(
+    scope=st.sampled_from([("window", 1), ("window", 3), ("window", 5), ("generated", None), ("all", None)]),
+    schedule=st.sampled_from(["constant", "1,0,2"]),
+    stops=st.booleans(),
+    n_steps=st.integers(1, 11),
+    at_once=st.sampled_from([5, 40, 10_000]),
+    seed=st.integers(0, 10_000),
+)
+def test_nll_is_that_of_the_unpatched_model(family, scope, schedule, stops, n_steps, at_once, seed):
+    """Guards: keys that are still patched, a boundary off by one, positions of a window taken for clean before they were, rows that left
+    early, texts that rows share, and chunks."""
+    stack, rng = stack_of(family), np.random.default_rng(seed)
+    decoding = Decoding(n_steps, 0 if stops else n_steps, 0.0, EOS)
+    rows = random_rows(rng, 10, *scope, schedule, n_steps)
+    rows += [Row(Cell(f"again{i}", "p", 0), row.tokens, row.patch) for i, row in enumerate(rows[:2])]
+    rows += [Row(Cell("base", "p", 0), rows[0].tokens, None)]
+    with mock.patch.dict("emo_mlflow.fluency.TOKENS_AT_ONCE", cpu=at_once):
+        decoded = [d for pack in plan_packs(rows, 64) for d in PackDecoder(stack, pack, decoding).run()]
+    assert len(decoded) == len(rows)
+    for item in decoded:
+        if item.tokens:
+            assert item.nll == pytest.approx(clean_nll(stack, item.row.tokens, item.tokens), abs=2e-4)
+        else:
+            assert np.isnan(item.nll)
+
+
+@pytest.mark.parametrize(("scope", "window"), [("window", 2), ("generated", None)])
+def test_the_work_done_is_the_work_estimated(scope, window):
+    """The estimate's formula and the engine's own count of its products agree, so that neither drifts from what is done."""
+    stack, n_steps, layer = stack_of("gpt_neox"), 9, 1
+    condition = Condition("emotion", emotion="joy", layer=layer, alpha=1.0, scope=scope, patch_window=window)
+    shift = (np.random.default_rng(0).normal(size=D_MODEL) * 6).astype(np.float32)
+    patch = Patch(layer, scope, window, shift, None, np.ones(n_steps, np.float32))
+    prompt = (8, 9, 10, 11)
+    before = stack.flops
+    PackDecoder(stack, [Row(Cell("c", "p", 0), prompt, patch)], Decoding(n_steps, n_steps, 0.0, EOS)).run()
+    block = sum(p.numel() for p in stack.blocks[0].parameters() if p.ndim > 1)
+    head = stack.model.get_output_embeddings().weight.numel()
+    prefill = len(prompt) - layer / N_LAYERS  # at step 0 the last prompt token is run above the edit only
+    passes = passes_per_text(condition, N_LAYERS, n_steps) - 1 + prefill + 1
+    assert stack.flops - before == pytest.approx(2 * (block * N_LAYERS * passes + 2 * head * n_steps))
+
+
+def test_wide_heads_in_slices_give_the_same_logits(monkeypatch):
+    """On a CPU the vocabulary is computed in slices; what is left behind, and a last slice that is narrower, would show here."""
+    stack = stack_of("gpt2")
+    hidden = torch.randn(3, 2, D_MODEL)
+    whole = stack.logits(hidden)
+    monkeypatch.setattr("emo_mlflow.layers.SLICE_BYTES", 10 * D_MODEL * 4)
+    assert torch.allclose(stack.logits(hidden), whole, atol=1e-5)
+    assert "forward" not in vars(stack.model.get_output_embeddings())
+
+
+def test_packs_are_not_padded_where_each_length_has_rows_enough():
+    """Guards: a mask for every pack of a large sweep; and, in a small one, a pack for every length."""
+    def rows(n: int, length: int) -> list[Row]:
+        return [Row(Cell(f"{length}/{i}", "p", 0), tuple(range(length)), None) for i in range(n)]
+
+    lengths = [{len(row.tokens) for row in pack} for pack in plan_packs([*rows(300, 5), *rows(10, 6), *rows(10, 7)], 384)]
+    assert lengths == [{5}, {6, 7}]
+    packs = plan_packs(rows(1000, 5), 384)
+    assert [len(pack) for pack in packs] == [384, 384, 232]
 
 
 def test_patched_positions_are_counted():
@@ -234,23 +291,25 @@ def test_overflow_fails_its_own_cell_only():
 
 
 def test_out_of_memory_halves_the_batch_and_loses_nothing(monkeypatch):
-    """Packs that do not fit are halved until they do; every cell comes out once."""
+    """Packs that do not fit, in the middle of a sweep too, are halved until they do; every cell comes out once, with the same text."""
     stack = stack_of("gpt2")
     decoding = Decoding(4, 4, 0.0, EOS)
-    rows = random_rows(np.random.default_rng(7), 30, "generated", None, "constant", 4)
+    rows = random_rows(np.random.default_rng(7), 60, "generated", None, "constant", 4)
+    expected = run_packed(stack, rows, decoding, 30)
     sizes: list[int] = []
-    real = PackDecoder.run
+    real = PackDecoder._next_pass
 
-    def limited(self):
+    def limited(self, step):
         sizes.append(len(self.rows))
-        if len(self.rows) > 8:
+        if len(sizes) > 4 and step == 2 and len(self.rows) > 8:  # the first pack fits, and memory is taken by another after that
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return real(self)
+        return real(self, step)
 
-    monkeypatch.setattr(PackDecoder, "run", limited)
-    done = [c.cell for pack in engine_for(stack, decoding, 30).generate(rows) for c in pack]
-    assert sorted(cell.condition_id for cell in done) == sorted(row.cell.condition_id for row in rows)
-    assert max(sizes) == 30 and max(size for size in sizes[2:]) <= 8
+    monkeypatch.setattr(PackDecoder, "_next_pass", limited)
+    engine = Engine(stack, decoding, lambda batch: [" ".join(map(str, ids)) for ids in batch], 30)
+    done = [c for pack in engine.generate(rows) for c in pack]
+    assert {c.cell.condition_id: tuple(map(int, c.completion.split())) for c in done} == expected and len(done) == len(rows)
+    assert sizes[0] == 30 and 30 in sizes[3:] and sizes[-1] <= 8
     monkeypatch.setattr(PackDecoder, "run", lambda self: (_ for _ in ()).throw(torch.OutOfMemoryError("out of memory")))
     with pytest.raises(UserError, match="not enough memory"):
         list(engine_for(stack, decoding, 1).generate(rows[:1]))

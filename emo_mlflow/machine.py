@@ -1,0 +1,47 @@
+"""What the machine has and does: memory that is free, memory that was used, and how fast it multiplies matrices."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+import psutil
+import torch
+
+PROBE_SECONDS = 0.3
+PROBES = 5
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that a process may still take on a device."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return int(psutil.virtual_memory().available)
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes at the peak: of tensors on a CUDA device since its statistics were reset, otherwise of this process since it began."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    if sys.platform == "win32":
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource  # not on Windows
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def gemm_rate(device: torch.device, dtype: torch.dtype, m: int, k: int, n: int) -> float:
+    """Floating-point operations per second of a product [m, k] x [k, n]: the best of several measurements."""
+    left = torch.randn(m, k, device=device, dtype=dtype)
+    right = torch.randn(n, k, device=device, dtype=dtype).T  # as linear layers hold their weights
+
+    def seconds(repeats: int) -> float:
+        start = time.perf_counter()
+        for _ in range(repeats):
+            product = left @ right
+        float(product[0, 0])  # waits for the device
+        return time.perf_counter() - start
+
+    seconds(2)
+    repeats = max(1, int(PROBE_SECONDS / PROBES / max(seconds(1), 1e-6)))
+    return repeats * 2.0 * m * k * n / min(seconds(repeats) for _ in range(PROBES))
