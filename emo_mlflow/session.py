@@ -168,13 +168,16 @@ def _work(plan: Plan, run_id: str | None, request: Request) -> None:
     from emo_mlflow.tracking import SweepRun
 
     uri, say = request.tracking_uri, request.say
+    plan, lines = _fix_packs(plan, run_id)
     opened = SweepRun.open(plan.config, tracking_uri=uri, experiment=request.experiment, run_id=run_id, say=say)
     with ExitStack() as stack, opened as tracked:
         if run_id is None:
             stack.enter_context(sole_worker(tracked.run_id))
         try:
-            plan, done = _open_spool(plan, tracked, request)
-            result = _compute(plan, done, tracked)
+            spool = _begin(plan, tracked, request)
+            for line in (f"Run        {tracked.run_id}", *lines):
+                say(line)
+            result = _compute(plan, spool, tracked)
             for line in summary_lines(result):
                 say(line)
             tracked.log(result, record_folder(tracked.run_id))
@@ -186,24 +189,27 @@ def _work(plan: Plan, run_id: str | None, request: Request) -> None:
         say(line)
 
 
-def _open_spool(plan: Plan, tracked: SweepRun, request: Request) -> tuple[Plan, list[Completion]]:
-    """The plan with its batch size fixed, and the completions so far.
+def _fix_packs(plan: Plan, run_id: str | None) -> tuple[Plan, list[str]]:
+    """The plan with its batch size fixed, and what the sweep will take.
 
     A number's last bits depend on what it was computed beside. So packs are cut from the whole sweep, in a size that is chosen once and kept.
     """
     from emo_mlflow.estimate import estimate
+
+    batch_size = plan.config.batch_size
+    if batch_size is None and run_id is not None:
+        batch_size = Spool(spool_folder(run_id)).header()["batch_size"]
+    estimated = estimate(replace(plan, config=replace(plan.config, batch_size=batch_size)))
+    return replace(plan, config=replace(plan.config, batch_size=estimated.batch_size)), estimated.lines()
+
+
+def _begin(plan: Plan, tracked: SweepRun, request: Request) -> Spool:
+    """The run's spool, begun or found to be of the same work."""
     from emo_mlflow.run_context import lasting_store
 
     spool = Spool(spool_folder(tracked.run_id))
-    work = work_id(plan)
-    if plan.config.batch_size is None and spool.path.exists():
-        plan = _with_batch_size(plan, spool.header()["batch_size"])
-    estimated = estimate(plan)
-    plan = _with_batch_size(plan, estimated.batch_size)
-    for line in (f"Run        {tracked.run_id}", *estimated.lines()):
-        request.say(line)
     header = {
-        "work": work,
+        "work": work_id(plan),
         "run_id": tracked.run_id,
         "store": lasting_store(tracked.client.tracking_uri),
         "profile": request.profile,
@@ -211,18 +217,14 @@ def _open_spool(plan: Plan, tracked: SweepRun, request: Request) -> tuple[Plan, 
         "batch_size": plan.config.batch_size,
     }
     spool.begin(header)
-    return plan, [_completion(record) for record in spool.read()]
+    return spool
 
 
-def _with_batch_size(plan: Plan, batch_size: int) -> Plan:
-    return replace(plan, config=replace(plan.config, batch_size=batch_size))
-
-
-def _compute(plan: Plan, done: list[Completion], tracked: SweepRun) -> SweepResult:
+def _compute(plan: Plan, spool: Spool, tracked: SweepRun) -> SweepResult:
     """Runs what is left, each pack on disk before it is counted."""
     from emo_mlflow.sweep import run
 
-    spool = Spool(spool_folder(tracked.run_id))
+    done = [_completion(record) for record in spool.read()]
     tracked.announce(plan.config, plan.conditions)
     with tqdm(total=plan.n_cells, unit="cell", disable=None, file=sys.stderr) as bar:
 

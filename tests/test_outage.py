@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -16,6 +17,14 @@ from click.testing import CliRunner
 from killing import Setup
 from logged import check_logged_once
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import (
+    INTERNAL_ERROR,
+    PERMISSION_DENIED,
+    REQUEST_LIMIT_EXCEEDED,
+    RESOURCE_DOES_NOT_EXIST,
+    TEMPORARILY_UNAVAILABLE,
+)
 from servers import Proxy, Server, free_port, now_and_then, running_server
 from tiny_models import save_tiny
 from tiny_scorers import write_scorer
@@ -170,18 +179,43 @@ def test_a_server_that_dies_before_the_run_is_opened(place):
     assert result.exit_code == 2 and "does not answer" in result.output and "Traceback" not in result.output
 
 
-def test_what_does_not_pass_is_not_tried_again(tmp_path):
-    """A run that was deleted, or a token that is not let in, would be tried for ever."""
-    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+def answered(status: int) -> requests.HTTPError:
+    response = requests.Response()
+    response.status_code = status
+    return requests.HTTPError(response=response)
+
+
+@pytest.mark.parametrize(
+    ("error", "again"),
+    [
+        (MlflowException("no answer", error_code=INTERNAL_ERROR), True),
+        (MlflowException("busy", error_code=TEMPORARILY_UNAVAILABLE), True),
+        (MlflowException("slow down", error_code=REQUEST_LIMIT_EXCEEDED), True),
+        (MlflowException("deleted", error_code=RESOURCE_DOES_NOT_EXIST), False),
+        (MlflowException("not yours", error_code=PERMISSION_DENIED), False),
+        (requests.ConnectionError(), True),
+        (requests.Timeout(), True),
+        (answered(502), True),
+        (answered(401), False),
+        (OSError(errno.ENOSPC, "full"), False),
+    ],
+)
+def test_only_what_may_pass_is_tried_again(error, again):
+    """A run that was deleted, or a token that is not let in, would be asked for until patience ends."""
     attempts = []
 
     def ask():
         attempts.append(1)
-        client.get_run("0" * 32)
+        if len(attempts) == 1:
+            raise error
+        return "answer"
 
-    with pytest.raises(Exception, match="not found"):
-        Retry()(ask)
-    assert len(attempts) == 1
+    if again:
+        assert Retry()(ask) == "answer"
+    else:
+        with pytest.raises(type(error)):
+            Retry()(ask)
+        assert len(attempts) == 1
 
 
 def test_trying_again_can_be_stopped_from_another_thread():

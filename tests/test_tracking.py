@@ -116,6 +116,22 @@ def test_children_stop_past_the_limit_and_logging_twice_adds_none(store, monkeyp
     assert len(children_of(store, logged(store, everything))) == n
 
 
+def test_two_children_of_one_condition_become_one(store):
+    """A server that creates a run and loses the answer is asked again; so is one that a killed process had asked."""
+    result = synthetic_sweep(n_prompts=4, n_layers=2, n_random=0)
+    run = SweepRun.open(result.config, tracking_uri=store, experiment="study")
+    client = MlflowClient(store)
+    condition_id = result.conditions.loc[result.conditions["kind"] == "emotion", "condition_id"].iloc[0]
+    tags = {"mlflow.parentRunId": run.run_id, "emo.condition_id": condition_id}
+    experiment = client.get_run(run.run_id).info.experiment_id
+    for _ in range(2):
+        client.create_run(experiment, tags=tags)
+    with SweepRun.open(result.config, tracking_uri=store, run_id=run.run_id) as resumed:
+        resumed.log(result)
+    found = [child.data.tags["emo.condition_id"] for child in children_of(store, run.run_id)]
+    assert len(found) == len(set(found)) == 3 * 2 * 2
+
+
 def test_nan_and_infinity_are_not_logged_as_numbers(store):
     """SQL stores turn infinities into 1.8e308."""
     result = synthetic_sweep(n_prompts=4, n_layers=2, n_random=0)
