@@ -13,7 +13,7 @@ from emo_mlflow.schedules import schedule_factors
 from emo_mlflow.types import AlphaUnit, Operation, Scope, Site, SweepConfig, digest
 
 # What does not change which numbers a sweep computes, so that it may differ when a sweep is resumed.
-HOW_NOT_WHAT = ("profile", "device", "batch_size", "child_runs", "resume", "engine")
+HOW_NOT_WHAT = ("profile", "device", "batch_size", "child_runs", "resume", "engine", "ray_address")
 
 
 @dataclass(frozen=True)
@@ -95,6 +95,12 @@ def _batch_size(text: str) -> int | None:
     return None if text == "auto" else _integer(1)(text)
 
 
+def _ray_address(text: str) -> str:
+    if text != "local" and not re.fullmatch(r"[\w.-]+:\d{1,5}", text, re.ASCII):
+        raise UserError("is not host:port of a Ray cluster's head, such as 10.0.0.1:6379 (to submit from outside, see docs/scale.md)")
+    return text
+
+
 def _text(text: str) -> str:
     return text
 
@@ -127,7 +133,8 @@ PARAMETERS: dict[str, Parameter] = {
     "seed": Parameter(_integer(0), "0", "Seed of random controls, sampling and splits."),
     "child_runs": Parameter(_choice("auto", "all", "none"), "auto", "A child run per condition: auto stops past 200."),
     "resume": Parameter(_text, "none", "none; the id of a run to go on with; or auto: an unfinished run of the same sweep, if there is one."),
-    "engine": Parameter(_choice("local"), "local", "What runs the stages."),
+    "engine": Parameter(_choice("local", "ray"), "local", "What runs the stages: this process (local), or the machines of a Ray cluster (ray)."),
+    "ray_address": Parameter(_ray_address, "local", "host:port of a Ray cluster's head, or local: one of this machine (in a Ray job: the job's)."),
 }  # fmt: skip
 
 PROFILES: dict[str, dict[str, str]] = {
@@ -169,6 +176,8 @@ def make_config(profile: str = "smoke", given: Mapping[str, str | None] | None =
         raise UserError(f"min_new_tokens={config.min_new_tokens} is more than sequence_length={config.sequence_length}")
     if config.samples_per_prompt > 1 and config.temperature == 0:
         raise UserError("samples_per_prompt above 1 needs temperature above 0: greedy samples are all the same")
+    if config.ray_address != "local" and config.engine != "ray":
+        raise UserError(f"ray_address={config.ray_address!r} needs engine=ray")
     return config
 
 

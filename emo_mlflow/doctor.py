@@ -1,4 +1,4 @@
-"""What works here and what does not, with what to do: `emo-mlflow doctor`, or `python -m emo_mlflow.doctor` where even that does not start.
+"""What works here and what does not, with what to do: `emo-mlflow doctor`, or `python -m emo_mlflow.doctor_checks` where even that does not start.
 
 Nothing but the standard library is imported before a check begins: a library that does not import is a finding.
 """

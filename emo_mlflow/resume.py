@@ -18,7 +18,7 @@ from emo_mlflow.spool import Spool
 from emo_mlflow.sweep import Plan
 from emo_mlflow.types import digest
 
-HOW = ("device", "batch_size", "child_runs")  # what may differ when a sweep is resumed
+HOW = ("device", "batch_size", "child_runs", "engine", "ray_address")  # what may differ when a sweep is resumed
 RUN_ID = re.compile(r"[0-9a-f]{32}")
 
 

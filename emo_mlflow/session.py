@@ -222,8 +222,6 @@ def _begin(plan: Plan, tracked: SweepRun, request: Request) -> Spool:
 
 def _compute(plan: Plan, spool: Spool, tracked: SweepRun) -> SweepResult:
     """Runs what is left, each pack on disk before it is counted."""
-    from emo_mlflow.sweep import run
-
     done = [_completion(record) for record in spool.read()]
     tracked.announce(plan.config, plan.conditions)
     with tqdm(total=plan.n_cells, unit="cell", disable=None, file=sys.stderr) as bar:
@@ -232,7 +230,17 @@ def _compute(plan: Plan, spool: Spool, tracked: SweepRun) -> SweepResult:
             bar.update(finished - bar.n)
             tracked.progress(finished, total, figures)
 
+        run = _engine(plan.config.engine)
         return run(plan, done, lambda pack: spool.append([asdict(c) for c in pack]), progress)
+
+
+def _engine(name: str) -> Callable[..., SweepResult]:
+    """What runs the stages of a sweep."""
+    if name == "ray":
+        from emo_mlflow.ray_engine import run
+    else:
+        from emo_mlflow.sweep import run
+    return run
 
 
 def check_disk(n_cells: int, folder: Path) -> None:

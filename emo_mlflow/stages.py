@@ -11,6 +11,7 @@ from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
+import torch
 
 from emo_mlflow.decoding import Decoding
 from emo_mlflow.directions import Fit, random_control
@@ -115,6 +116,13 @@ def make_engine(config: SweepConfig, loaded: LoadedModel, stack: BlockStack) -> 
     """The engine, set up for a sweep's settings."""
     decoding = Decoding(config.sequence_length, config.min_new_tokens, config.temperature, loaded.eos_ids)
     return Engine(stack, decoding, text_decoder(loaded), config.batch_size)
+
+
+def probe_logits(loaded: LoadedModel, tokens: Tokens) -> torch.Tensor:
+    """The unhooked model's logits on a prompt: equal before and after a sweep if nothing was left behind."""
+    batch = torch.tensor([tokens], device=loaded.model.device)
+    with torch.inference_mode():
+        return loaded.model(input_ids=batch, use_cache=False).logits.float().cpu()
 
 
 def cell_batch(cells: Sequence[Cell]) -> pa.Table:

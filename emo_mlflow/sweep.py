@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
+import pandas as pd
 import pyarrow as pa
 import torch
 
@@ -33,9 +34,10 @@ from emo_mlflow.machine import gemm_rate, peak_memory
 from emo_mlflow.models import LoadedModel, ModelSpec, check, load, pick_device, resolve
 from emo_mlflow.packing import Tokens
 from emo_mlflow.prompts import PromptSet, fit_hash, load_prompts
+from emo_mlflow.ray_cluster import check_ray
 from emo_mlflow.results import SweepResult
 from emo_mlflow.scorers import Scorers, load_scorers
-from emo_mlflow.stages import Generation, Grid, Scoring, cell_batch, completions_in, make_engine
+from emo_mlflow.stages import Generation, Grid, Scoring, cell_batch, completions_in, make_engine, probe_logits
 from emo_mlflow.tables import Work, assemble
 from emo_mlflow.types import Cell, Completion, Condition, Prompt, SweepConfig
 
@@ -63,6 +65,8 @@ def prepare(config: SweepConfig, directions_file: Path | None = None) -> Inputs:
     Raises:
         UserError: for anything that the user can mend.
     """
+    if config.engine == "ray":
+        check_ray(config.ray_address)
     device = pick_device(config.device)
     spec = resolve(config.model)
     named = config.emotions if directions_file is None else None
@@ -187,13 +191,6 @@ def _directions(inputs: Inputs, config: SweepConfig, loaded: LoadedModel, stack:
     return Fit({name: directions[name] for name in config.emotions}, norms)
 
 
-def probe_logits(plan: Plan) -> torch.Tensor:
-    """The unhooked model's logits on the first prompt: equal before and after a sweep if nothing was left behind."""
-    tokens = torch.tensor([next(iter(plan.tokens.values()))], device=plan.stack.device)
-    with torch.inference_mode():
-        return plan.loaded.model(input_ids=tokens, use_cache=False).logits.float().cpu()
-
-
 def run(
     plan: Plan, done: Sequence[Completion], keep: Callable[[Sequence[Completion]], None], on_progress: Progress
 ) -> SweepResult:
@@ -204,7 +201,8 @@ def run(
         keep: called with every pack's completions as they come, before anything else is done with them.
         on_progress: called with cells done, cells in all, and figures of speed.
     """
-    before = probe_logits(plan)
+    probe = next(iter(plan.tokens.values()))
+    before = probe_logits(plan.loaded, probe)
     work = Work(plan.scoring())
     work.add(done)
     on_progress(len(work.completions), plan.n_cells, {})
@@ -235,30 +233,37 @@ def run(
         "cells_per_second": (len(work.completions) - len(done)) / max(generated - start, 1e-9),
         "gemm_utilisation": flops_done / (rate * max(generated - start, 1e-9)),
         "peak_memory_gib": peak_memory(stack.device) / 2**30,
+        "hygiene.max_logit_change": float((probe_logits(plan.loaded, probe) - before).abs().max()),
+    }
+    return finish(plan, work, scores, metrics, str(plan.stack.device))
+
+
+def finish(plan: Plan, work: Work, scores: pd.DataFrame, metrics: Mapping[str, float], device: str) -> SweepResult:
+    """The result of a sweep, whatever ran its stages; `metrics` are those of the engine that did."""
+    counts = {
         "distinct_texts": float(work.n_distinct),
         "failed_cells": float(sum(completion.failure is not None for completion in work.completions)),
-        "hygiene.max_logit_change": float((probe_logits(plan) - before).abs().max()),
     }
     return assemble(
         plan.config,
-        _facts(plan),
+        _facts(plan, device),
         plan.inputs.prompts,
         plan.fit.directions,
         plan.conditions,
         work.completions,
         scores,
-        metrics,
+        {**metrics, **counts},
     )
 
 
-def _facts(plan: Plan) -> dict[str, object]:
+def _facts(plan: Plan, device: str) -> dict[str, object]:
     loaded, prompts = plan.loaded, plan.inputs.prompts
     return {
         "model": {"name": loaded.spec.name, "source": loaded.spec.source, "revision": loaded.spec.revision},
         "model_fingerprint": loaded.fingerprint,
         "n_layers": loaded.n_layers,
         "d_model": loaded.d_model,
-        "device": str(plan.stack.device),
+        "device": device,
         "n_cells": plan.n_cells,
         "scorer_fingerprints": dict(plan.inputs.scorers.fingerprints),
         "scorer_providers": list(plan.inputs.scorers.providers),

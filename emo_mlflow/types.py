@@ -126,6 +126,7 @@ class SweepConfig:
     child_runs: str
     resume: str
     engine: str
+    ray_address: str
 
 
 @dataclass(frozen=True)

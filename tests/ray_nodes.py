@@ -1,0 +1,83 @@
+"""A real Ray of two nodes on this machine, and what of it is still running."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+
+STORE_BYTES = 100 * 2**20
+PATIENCE = 240.0  # two cores that others use too
+
+
+@contextmanager
+def two_nodes(dashboard: bool = False) -> Iterator[tuple[str, str]]:
+    """Starts a head and one more node of one CPU each, and yields the addresses of the cluster and of its dashboard.
+
+    The nodes' processes die with this one, whatever ends it; at the end of the block there is none left.
+    """
+    from ray.cluster_utils import Cluster
+
+    before = {process.pid for process in psutil.Process().children(recursive=True)}
+    port = _free_port()
+    folder = tempfile.mkdtemp(prefix="emo-ray-", dir="/tmp")  # pytest's own folders make too long names for sockets
+    node = {"num_cpus": 1, "object_store_memory": STORE_BYTES}
+    options = {"include_dashboard": dashboard, "dashboard_port": port, "dashboard_host": "127.0.0.1", "temp_dir": folder}
+    cluster = Cluster(initialize_head=True, head_node_args={**node, **options})
+    try:
+        cluster.add_node(**node)
+        yield cluster.address, f"http://127.0.0.1:{port}"
+    finally:
+        cluster.shutdown()
+        left = [process for process in psutil.Process().children(recursive=True) if process.pid not in before]
+        _, alive = psutil.wait_procs(left, timeout=30)
+        for process in alive:
+            process.kill()
+        shutil.rmtree(folder, ignore_errors=True)
+    assert not alive, [process.cmdline() for process in alive]
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """Variables for a test's nodes and commands: its own cache, this interpreter's commands first, no token in the home folder."""
+    return {
+        "EMO_MLFLOW_CACHE": str(folder / "cache"),
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "OMP_NUM_THREADS": "1",
+        "RAY_AUTH_MODE": "disabled",
+        "RAY_BACKEND_LOG_LEVEL": "fatal",
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }
+
+
+def actors(stage: str) -> list[psutil.Process]:
+    """The processes of a stage's actors in this process's cluster."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        try:
+            if any("ray::" in word and stage in word for word in process.cmdline()):
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def until(holds: Callable[[], bool], what: str) -> None:
+    """Waits until something holds."""
+    end = time.monotonic() + PATIENCE
+    while not holds():
+        assert time.monotonic() < end, f"{what}: not within {PATIENCE:.0f} s"
+        time.sleep(0.02)
+
+
+def _free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
