@@ -216,7 +216,7 @@ def export_legacy_command(run_id: str, out: Path, tracking_uri: str | None) -> N
     "--cross-validate/--no-cross-validate",
     default=False,
     show_default=True,
-    help="Measure politeness on held-out folds.",
+    help="Measure politeness by cross-validation too.",
 )
 def train_scorer_command(data: Path, out: Path, epochs: int, seed: int, cross_validate: bool) -> None:
     """Train the embedded scorer: sentiment, politeness and the 28 GoEmotions on one small encoder, as one int8 ONNX graph."""
