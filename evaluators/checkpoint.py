@@ -83,7 +83,7 @@ def find_checkpoint(source: str, weights_format: WeightsFormat = "safetensors") 
     return Checkpoint(folder, complete, card.key if card else source_key(source), revision, hashes)
 
 
-def fetch(hub_id: str, revision: str, weights_format: WeightsFormat) -> Path:
+def fetch(hub_id: str, revision: str, weights_format: WeightsFormat = "safetensors") -> Path:
     """The snapshot of a hub repository, from the local cache where it is there; its folder is named by the commit."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
