@@ -19,14 +19,19 @@ T = TypeVar("T")
 
 PATIENCE = 120.0  # seconds without an answer after which a finished sweep stops waiting for its store
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 15.0
-REQUEST_SECONDS = "60"  # MLflow's own limit for an answer is 120
+REQUEST_SECONDS = 60  # MLflow's own limit for an answer is 120
+PARTING_SECONDS = 5  # for telling a store that a sweep was stopped
 
 
 @contextmanager
-def own_retries() -> Iterator[None]:
-    """Turns MLflow's retries off: they take minutes, and they repeat a creation whose answer was lost, which makes two runs of one."""
+def own_retries(seconds: int | None = None) -> Iterator[None]:
+    """Turns MLflow's retries off: they take minutes, and they repeat a creation whose answer was lost, which makes two runs of one.
+
+    Args:
+        seconds: how long a request may take; None for MLFLOW_HTTP_REQUEST_TIMEOUT, or a minute where that is not set.
+    """
     limits = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
-    limits["MLFLOW_HTTP_REQUEST_TIMEOUT"] = os.environ.get("MLFLOW_HTTP_REQUEST_TIMEOUT", REQUEST_SECONDS)
+    limits["MLFLOW_HTTP_REQUEST_TIMEOUT"] = str(seconds or os.environ.get("MLFLOW_HTTP_REQUEST_TIMEOUT", REQUEST_SECONDS))
     before = {name: os.environ.get(name) for name in limits}
     os.environ.update(limits)
     try:
@@ -102,11 +107,11 @@ class Background:
         """Adds a job and returns at once."""
         self._jobs.put(job)
 
-    def stop(self) -> None:
-        """Waits for the job at hand; those after it are dropped."""
+    def stop(self, seconds: float | None = None) -> None:
+        """Waits for the job at hand, at most so long; those after it are dropped."""
         self._stopped.set()
         self._jobs.put(None)
-        self._thread.join()
+        self._thread.join(seconds)
 
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None and not self._stopped.is_set():

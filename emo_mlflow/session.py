@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import sys
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -64,7 +66,7 @@ def run_sweep_session(
     from emo_mlflow.run_context import check_store, mark_failed
 
     request = Request(profile, {name: text for name, text in given.items() if text}, tracking_uri, experiment, say)
-    with own_retries():
+    with own_retries(), _terminable():
         try:
             config = make_config(profile, request.given)
             if config.resume in ("none", "auto"):
@@ -103,6 +105,23 @@ def run_upload_session(source: str, tracking_uri: str | None, say: Say) -> None:
         shutil.rmtree(folder)
     for line in lines:
         say(line)
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Schedulers, containers and `mlflow run` end a process with SIGTERM, which is then as good as Ctrl-C: the run says that it was stopped."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():  # only there can a signal be handled
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _start(config: SweepConfig, request: Request) -> None:

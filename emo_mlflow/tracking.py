@@ -17,7 +17,7 @@ from mlflow.exceptions import MlflowException
 
 from emo_mlflow.errors import UserError
 from emo_mlflow.results import SweepResult
-from emo_mlflow.retries import PATIENCE, Background, Retry, reason_of
+from emo_mlflow.retries import PARTING_SECONDS, PATIENCE, Background, Retry, own_retries, reason_of
 from emo_mlflow.run_context import end_run, open_run, run_of_project
 from emo_mlflow.sweep_record import Record, Values, plan_children, read_record, sweep_params, write_record
 from emo_mlflow.types import Condition, SweepConfig
@@ -109,13 +109,15 @@ class SweepRun:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._stop_background()
         if error is None:
+            self._stop_background()
             return
-        if not isinstance(error, NotLogged):
-            with suppress(MlflowException):  # from a store that is away, which will not take the parent's end either
-                self._upload.stop_children("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
-        end_run(self.client, self.run_id, error)
+        with own_retries(PARTING_SECONDS):
+            self._stop_background(PARTING_SECONDS)
+            if not isinstance(error, NotLogged):
+                with suppress(MlflowException):  # from a store that is away, which will not take the parent's end either
+                    self._upload.stop_children("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+            end_run(self.client, self.run_id, error)
 
     def announce(self, config: SweepConfig, conditions: Iterable[Condition]) -> None:
         """Logs the settings and makes the children, in the background."""
@@ -196,9 +198,9 @@ class SweepRun:
             self._troubled = True
             self._say(f"The tracking store {self.client.tracking_uri} fails ({reason_of(error)}); trying again meanwhile")
 
-    def _stop_background(self) -> None:
+    def _stop_background(self, seconds: float | None = None) -> None:
         self._work.stop.set()
-        self._background.stop()
+        self._background.stop(seconds)
 
 
 def _get_run(client: MlflowClient, run_id: str) -> Run:

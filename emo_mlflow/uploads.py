@@ -84,7 +84,7 @@ class Upload:
 
     def stop_children(self, status: str) -> None:
         """Ends the children that were made for measurements which will not come; what the store does not take is left."""
-        for condition_id, run_id in self._known.items():
+        for condition_id, run_id in tuple(self._known.items()):
             if condition_id not in self._finished:
                 self.client.set_terminated(run_id, status)
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
+import time
 from pathlib import Path
 
 import killing
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 from killing import Setup
 from logged import check_logged_once
+from mlflow import MlflowClient
 from mlflow.artifacts import download_artifacts
 from tiny_models import save_tiny
 from tiny_scorers import write_scorer
@@ -154,6 +157,23 @@ def test_only_one_process_works_on_a_run(place):
     assert spool.read_bytes() == before
     assert killing.run(["sweep", f"--resume={run_id}"], Setup(place)) == 0  # in the store that it was begun in
     assert finished(place) == [run_id]
+
+
+def test_a_scheduler_that_ends_the_process_leaves_a_run_that_says_so(place):
+    """SIGTERM, from Slurm, a container or `mlflow run`: otherwise the run and its children would look as if they were still running."""
+    process = killing.start(words(place, "--sequence-length=60", "--batch-size=1"), Setup(place))
+    deadline = time.monotonic() + 60
+    while not cells_kept() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.terminate()
+    process.join(60)
+    assert process.exitcode == 130, killing.output(place)[-2000:]
+    run_id = re.search(r"Go on with: emo-mlflow sweep --resume ([0-9a-f]{32})", killing.output(place))[1]
+    client = MlflowClient(store(place))
+    run = client.get_run(run_id)
+    assert run.info.status == "KILLED" and run.data.tags["emo.failure"] == "interrupted"
+    children = client.search_runs([run.info.experiment_id], f"tags.`mlflow.parentRunId` = '{run_id}'")
+    assert children and {child.info.status for child in children} == {"KILLED"}
 
 
 def test_auto_takes_only_what_is_its_own(place, monkeypatch):
