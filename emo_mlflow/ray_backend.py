@@ -43,7 +43,6 @@ POLL_SECONDS = 1.0
 PATIENCE_SECONDS = 600.0  # how long `wait` bears a job server that does not answer
 JOB, CLUSTER = "emo.ray_job", "emo.ray_address"
 STATUS = {"PENDING": "SCHEDULED", "RUNNING": "RUNNING", "STOPPED": "KILLED", "SUCCEEDED": "FINISHED", "FAILED": "FAILED"}
-LOG_LINES = 20
 
 _OF_MLFLOW = {
     PROJECT_BUILD_IMAGE,
@@ -229,12 +228,10 @@ class RaySubmittedRun(SubmittedRun):
         return STATUS[str(self._client.get_job_status(self._job))]
 
     def wait(self) -> bool:
-        """Waits for the job's end, and says whether it succeeded; the end of the job's output is logged if it did not."""
+        """Waits for the job's end, and says whether it succeeded; Ray's message, with the end of the job's output, is logged if it did not."""
         status = self._await_end()
         if status == "FAILED":
-            output = self._client.get_job_logs(self._job).splitlines()[-LOG_LINES:]
-            message = self._client.get_job_info(self._job).message
-            _log.error("Ray job %s failed: %s\n%s", self._job, message, "\n".join(output))
+            _log.error("Ray job %s failed: %s", self._job, self._client.get_job_info(self._job).message)
         return status == "FINISHED"
 
     def cancel(self) -> None:

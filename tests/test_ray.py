@@ -57,7 +57,8 @@ def settings(place: Path) -> dict[str, str]:
     """A sweep of 435 cells in 55 packs; at alpha 1e38 the logits are not finite, so that cells fail."""
     return {
         "model": str(place / "model"), "dataset": str(place / "data.jsonl"), "scorers": str(place / "scorer"), "layers": "all",
-        "alphas": "1,4,1e38", "sequence_length": "12", "max_samples": "3", "num_random": "3", "device": "cpu", "batch_size": "8", "child_runs": "none",
+        "alphas": "1,4,1e38", "sequence_length": "12", "max_samples": "3", "num_random": "3", "device": "cpu", "batch_size": "8",
+        "child_runs": "none",
     }  # fmt: skip
 
 
@@ -159,7 +160,7 @@ def test_runs_as_ray_jobs(place, project):
             stopped.cancel()  # once more does nothing
         run = client.get_run(done.run_id)
         assert run.info.status == "FINISHED" and run.data.metrics["ray.generation_actors"] >= 1
-        assert run.data.params["alphas"] == "'1,1e38'" and run.data.tags["mlflow.project.backend"] == "emo-ray"
+        assert run.data.params["alphas"] == "1,1e38" and run.data.tags["mlflow.project.backend"] == "emo-ray"
         assert len(load_sweep(done.run_id, client.tracking_uri).completions) == 3 * (1 + 3 * 2 * 2)
         failed = client.get_run(wrong.run_id)
         assert failed.info.status == "FAILED" and "joy" in failed.data.tags["emo.failure"]
