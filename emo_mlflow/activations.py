@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Literal
 
 import numpy as np
 import torch
@@ -14,9 +13,7 @@ from transformers import PreTrainedModel
 from emo_mlflow.errors import UserError
 from emo_mlflow.layers import BlockStack
 from emo_mlflow.packing import Tokens
-from emo_mlflow.types import FloatArray, Site
-
-Aggregation = Literal["mean", "last", "attention"]
+from emo_mlflow.types import Aggregation, FloatArray, Site
 
 BATCH = 64
 

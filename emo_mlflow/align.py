@@ -7,12 +7,13 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import get_args
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from emo_mlflow.activations import text_means, token_states
-from emo_mlflow.aligner import TEXT, WORD, Aligner, AlignSettings, AlignTables, States, matched
+from emo_mlflow.aligner import Aligner, AlignSettings, AlignTables, States, matched
 from emo_mlflow.alignment import MAPS, halves
 from emo_mlflow.directions import save_directions
 from emo_mlflow.errors import UserError
@@ -25,7 +26,7 @@ from emo_mlflow.report.alignment import write_alignment_report
 from emo_mlflow.spreadsheet import write_csv
 from emo_mlflow.subspaces import check_components
 from emo_mlflow.sweep import encode
-from emo_mlflow.types import FloatArray, Prompt
+from emo_mlflow.types import FloatArray, Pairing, Prompt
 
 EVERY = 10**9  # test prompts: all that there are
 
@@ -71,8 +72,8 @@ def run_align(settings: AlignSettings, out: Path) -> Outcome:
 def _check_choices(settings: AlignSettings) -> None:
     if settings.map not in MAPS:
         raise UserError(f"map={settings.map!r} is not one of {', '.join(MAPS)}")
-    if settings.unit not in (WORD, TEXT):
-        raise UserError(f"unit={settings.unit!r} is neither {WORD} nor {TEXT}")
+    if settings.unit not in get_args(Pairing):
+        raise UserError(f"unit={settings.unit!r} is neither {' nor '.join(get_args(Pairing))}")
     if settings.depths < 1 or settings.n_permutations < 1 or settings.n_random < 1:
         raise UserError("depths, n_random and n_permutations must be at least 1")
 
@@ -90,7 +91,7 @@ def collect(spec: ModelSpec, settings: AlignSettings, prompts: PromptSet, device
         return encode(loaded, [prompt.text for prompt in chosen], settings.prepend_bos)
 
     def points(chosen: Sequence[Prompt]) -> FloatArray:
-        if settings.unit == TEXT:
+        if settings.unit == "text":
             return text_means(stack, encoded(chosen), settings.site)[0]
         positions = [
             word_positions(loaded.tokenizer, prompt.text, settings.prepend_bos, spec.name) for prompt in chosen

@@ -22,9 +22,8 @@ from emo_mlflow.alignment import (
 )
 from emo_mlflow.readout import Floats, Mask, auc, auc_with_interval, contrasts, mean_difference
 from emo_mlflow.subspaces import principal_axes, random_overlaps
-from emo_mlflow.types import Direction, FloatArray, Site
+from emo_mlflow.types import Direction, FloatArray, MapKind, Pairing, Site
 
-WORD, TEXT = "word", "text"
 ONE_THREAD = 1024
 
 
@@ -45,8 +44,8 @@ class AlignSettings:
     dataset: str = "builtin"
     emotions: tuple[str, ...] | None = None
     site: Site = "resid_pre"
-    map: str = "procrustes"
-    unit: str = WORD
+    map: MapKind = "procrustes"
+    unit: Pairing = "word"
     k_max: int = 8
     depths: int = 8
     n_random: int = 500

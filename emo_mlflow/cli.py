@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import errno
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 
 from emo_mlflow import __version__
-from emo_mlflow.config import PARAMETERS, PROFILES
+from emo_mlflow.config import ALIGN, HEADS, PARAMETERS, PROFILES, VECTORS
 from emo_mlflow.errors import UserError
+from emo_mlflow.parameters import Parameter
+from emo_mlflow.types import VectorFormat
+
+FORMATS = get_args(VectorFormat)
 
 STORE_OPTIONS = (
     click.option(
@@ -49,17 +53,32 @@ class Group(click.Group):
             sys.exit(130)
 
 
-def sweep_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds an option per parameter of a sweep; an empty text is as good as none, so that MLproject can pass them all on."""
-    for name, parameter in reversed(PARAMETERS.items()):
-        by_profile = {p: values[name] for p, values in PROFILES.items() if name in values}
-        default = "; ".join([parameter.default or "sequence_length", *(f"{p}: {v}" for p, v in by_profile.items())])
-        option = click.option(f"--{name.replace('_', '-')}", name, default=None, help=f"{parameter.help}  [{default}]")
-        command = option(command)
-    return command
+Command = Callable[..., Any]
 
 
-def store_options(command: Callable[..., Any]) -> Callable[..., Any]:
+def parameter_options(
+    table: Mapping[str, Parameter], profiles: Mapping[str, Mapping[str, str]] | None = None
+) -> Callable[[Command], Command]:
+    """Adds an option per parameter; an empty text is as good as none, so that MLproject can pass them all on."""
+
+    def add(command: Command) -> Command:
+        for name, parameter in reversed(list(table.items())):
+            by_profile = [f"{p}: {values[name]}" for p, values in (profiles or {}).items() if name in values]
+            default = "; ".join([*([parameter.default] if parameter.default else []), *by_profile])
+            text = parameter.help + (f"  [{default}]" if default else "")
+            command = click.option(f"--{name.replace('_', '-')}", name, default=None, help=text)(command)
+        return command
+
+    return add
+
+
+def profile_option(command: Command) -> Command:
+    """Adds the profile that single parameters override."""
+    text = f"Defaults that single options override: {', '.join(PROFILES)}."
+    return click.option("--profile", default="smoke", show_default=True, help=text)(command)
+
+
+def store_options(command: Command) -> Command:
     """Adds where MLflow keeps its runs."""
     for option in reversed(STORE_OPTIONS):
         command = option(command)
@@ -76,13 +95,8 @@ def main() -> None:
 
 
 @main.command()
-@click.option(
-    "--profile",
-    default="smoke",
-    show_default=True,
-    help=f"Defaults that single options override: {', '.join(PROFILES)}.",
-)
-@sweep_options
+@profile_option
+@parameter_options(PARAMETERS, PROFILES)
 @store_options
 def sweep(profile: str, tracking_uri: str | None, experiment: str | None, **given: str | None) -> None:
     """Inject directions at many layers and strengths, generate, score, and log everything as one MLflow run.
@@ -105,9 +119,57 @@ def upload(source: str, tracking_uri: str | None) -> None:
 
 
 @main.command()
+@parameter_options(VECTORS)
+@store_options
+def vectors(tracking_uri: str | None, experiment: str | None, **given: str | None) -> None:
+    """Fit directions and subspaces at every layer, and judge them on held-out texts; `sweep --directions RUN_ID` injects them.
+
+    In brackets: the default.
+    """
+    from emo_mlflow.outcome_run import run_task
+
+    run_task("vectors", given, tracking_uri, experiment, click.echo)
+
+
+@main.command()
+@parameter_options(ALIGN)
+@store_options
+def align(tracking_uri: str | None, experiment: str | None, **given: str | None) -> None:
+    """Map one model's residual space to another's, compare their emotion subspaces, and carry directions over.
+
+    `sweep --model MODEL_B --directions RUN_ID` injects the directions that were carried over. In brackets: the default.
+    """
+    from emo_mlflow.outcome_run import run_task
+
+    run_task("align", given, tracking_uri, experiment, click.echo)
+
+
+@main.command()
+@profile_option
+@parameter_options(HEADS, {name: {k: v for k, v in values.items() if k != "scope"} for name, values in PROFILES.items()})
+@store_options
+def heads(profile: str, tracking_uri: str | None, experiment: str | None, **given: str | None) -> None:
+    """Rank attention heads by what they write along each emotion's direction, then replace them while the model writes.
+
+    In brackets: the default, and what the profiles set instead.
+    """
+    from emo_mlflow.config import make_head_config
+    from emo_mlflow.session import run_sweep_session
+
+    run_sweep_session(profile or "smoke", given, tracking_uri, experiment, click.echo, make_head_config)
+
+
+@main.command()
 @click.option("--runs", default="", help="Ids of sweeps (and alignments), separated by commas; default: by experiment.")
 @click.option(
     "--from-experiment", default="", help="Take the newest finished sweep of each model there; default: --experiment."
+)
+@click.option(
+    "--phase",
+    default="residual",
+    show_default=True,
+    type=click.Choice(["residual", "head"]),
+    help="What to take from the experiment: sweeps of directions, or over heads.",
 )
 @click.option("--filter", "filter_string", default="", help="A further MLflow filter on the sweeps to take.")
 @click.option(
@@ -123,6 +185,7 @@ def upload(source: str, tracking_uri: str | None) -> None:
 def compare(
     runs: str,
     from_experiment: str,
+    phase: str,
     filter_string: str,
     family: str,
     language: str,
@@ -137,6 +200,7 @@ def compare(
     request = Request(
         runs=split_ids(runs) if runs else (),
         experiment=from_experiment or experiment,
+        phase=phase,
         filter=filter_string or None,
         family=family,
         language=language,
@@ -198,6 +262,45 @@ def export_legacy_command(run_id: str, out: Path, tracking_uri: str | None) -> N
 
     for path in export_legacy(load_sweep(run_id, tracking_uri), out):
         click.echo(path)
+
+
+@main.command("export-vectors")
+@click.option("--directions", required=True, help="Id of a vectors, sweep or alignment run, or a .safetensors file.")
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), required=True, help="File to write.")
+@click.option("--format", "form", type=click.Choice(FORMATS), default="gguf", show_default=True, help="What it is for.")
+@click.option("--emotion", default=None, help="Whose direction; may be left out where there is one only.")
+@click.option("--layers", default="all", show_default=True, help="Layers to write, as in a sweep; one is the usual choice.")
+@click.option("--alpha", type=float, default=1.0, show_default=True, help="What the vectors are multiplied by.")
+@click.option("--model-type", default=None, help="model_type of the model's configuration, where the file does not say.")
+@click.option("--tracking-uri", default=None, help="MLflow tracking store.")
+def export_vectors_command(
+    directions: str,
+    out: Path,
+    form: Any,
+    emotion: str | None,
+    layers: str,
+    alpha: float,
+    model_type: str | None,
+    tracking_uri: str | None,
+) -> None:
+    """Write a direction for llama.cpp and repeng (gguf), lm-evaluation-harness (lm-eval), or as plain safetensors."""
+    from emo_mlflow.tracking import fetch_directions
+    from emo_mlflow.vector_files import ExportSettings, export_vectors
+
+    file = fetch_directions(directions, tracking_uri)
+    click.echo(export_vectors(ExportSettings(file, out, form, emotion, layers, alpha, model_type)))
+
+
+@main.command("import-vectors")
+@click.option("--source", type=click.Path(exists=True, dir_okay=False, path_type=Path), required=True, help="A GGUF control vector or safetensors.")
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), required=True, help="The .safetensors file to write.")
+@click.option("--emotion", default="imported", show_default=True, help="Name of the direction, where the file has none.")
+@click.option("--model", default=None, help="The model that it is for; checked, and needed where the file leaves layers open.")
+def import_vectors_command(source: Path, out: Path, emotion: str, model: str | None) -> None:
+    """Read another tool's direction into a file that `sweep --directions` takes."""
+    from emo_mlflow.vector_files import ImportSettings, import_vectors
+
+    click.echo(import_vectors(ImportSettings(source, out, emotion, model)))
 
 
 @main.command("train-scorer")

@@ -38,6 +38,7 @@ class Request:
     Attributes:
         runs: ids of sweeps; of alignments too, which k-selection reads. Empty: by experiment and filter.
         experiment: whose newest finished sweep of each model is taken; None for MLflow's active one.
+        phase: of those sweeps: residual for sweeps of directions, head for sweeps over heads.
         filter: a further MLflow filter on the sweeps to take.
         family: `comparison`, or columns that divide the tests into families.
         language: of the report, en or ja.
@@ -45,6 +46,7 @@ class Request:
 
     runs: tuple[str, ...] = ()
     experiment: str | None = None
+    phase: str = "residual"
     filter: str | None = None
     family: str = WHOLE
     language: str = "en"
@@ -87,7 +89,9 @@ def run_comparison(request: Request, tracking_uri: str | None, log_to: str | Non
     client = MlflowClient(tracking_uri)
     with run_context(client, "comparison", "comparison", experiment=log_to) as run_id:
         check_language(request.language)
-        ids = request.runs or newest_sweeps(experiment_name(client, request.experiment), request.filter, tracking_uri)
+        ids = request.runs or newest_sweeps(
+            experiment_name(client, request.experiment), request.filter, tracking_uri, request.phase
+        )
         comparison = compare(
             ids, family=request.family, tracking_uri=tracking_uri, n_bootstrap=request.n_bootstrap, seed=request.seed
         )
@@ -113,17 +117,20 @@ def split_ids(text: str) -> tuple[str, ...]:
     return ids
 
 
-def newest_sweeps(experiment: str, filter_string: str | None, tracking_uri: str | None) -> tuple[str, ...]:
+def newest_sweeps(
+    experiment: str, filter_string: str | None, tracking_uri: str | None, phase: str = "residual"
+) -> tuple[str, ...]:
     """The newest finished sweep of each model in an experiment.
 
     Raises:
         UserError: if there is none.
     """
-    found = find_sweeps(experiment=experiment, filter=filter_string, tracking_uri=tracking_uri)
+    found = find_sweeps(experiment=experiment, filter=filter_string, tracking_uri=tracking_uri, phase=phase)
     newest = found.drop_duplicates("model")
     if not len(newest):
         fits = " that fits the filter" if filter_string else ""
-        raise UserError(f"experiment {experiment!r} has no finished sweep{fits}: run one first, or give runs=ID,ID")
+        what = "sweep over heads" if phase == "head" else "sweep"
+        raise UserError(f"experiment {experiment!r} has no finished {what}{fits}: run one first, or give runs=ID,ID")
     return tuple(newest["run_id"])
 
 
@@ -168,6 +175,7 @@ def _log(client: MlflowClient, run_id: str, comparison: Comparison, request: Req
     """Settings as params, numbers as metrics; tags and inputs that link the sweeps."""
     settings: Mapping[str, object] = {
         "compared.family": request.family,
+        "compared.phase": comparison.phase,
         "compared.language": request.language,
         "compared.n_bootstrap": request.n_bootstrap,
         "compared.seed": request.seed,
@@ -198,4 +206,4 @@ def metric_name(name: str) -> str:
 
 def summary_lines(comparison: Comparison, language: str) -> list[str]:
     """The answer for the terminal."""
-    return ["", *answer(comparison, texts(language)), ""]
+    return ["", *answer(comparison, texts(language, comparison.phase)), ""]

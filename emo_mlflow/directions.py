@@ -11,14 +11,14 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from emo_mlflow.activations import Aggregation, text_means
+from emo_mlflow.activations import text_means
 from emo_mlflow.errors import UserError
 from emo_mlflow.layers import BlockStack
 from emo_mlflow.names import check_name, shown
 from emo_mlflow.packing import Tokens
 from emo_mlflow.readout import Floats, contrasts, judge, mean_difference, method_named, parse_direction
 from emo_mlflow.subspaces import check_components, fit_subspaces
-from emo_mlflow.types import Direction, FloatArray, Prompt, Site, digest
+from emo_mlflow.types import Aggregation, Direction, FloatArray, Prompt, Site, digest
 
 BASIS = ".basis"
 

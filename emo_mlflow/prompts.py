@@ -9,7 +9,7 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from io import StringIO
 from pathlib import Path
@@ -94,6 +94,24 @@ def load_prompts(
         )
     random.Random(f"test prompts {seed}").shuffle(test)
     return PromptSet(fit, tuple(test[:max_samples]), chosen, reference, source, split, len(rows) - len(distinct))
+
+
+def emotions_to_continue(prompts: PromptSet, max_samples: int, seed: int) -> PromptSet:
+    """The same emotions, with half of each one's texts to continue instead of the reference's, at most `max_samples` of each.
+
+    Raises:
+        UserError: if that leaves an emotion fewer than two texts to fit on.
+    """
+    kept, test = list(prompts.fit), []
+    for emotion in prompts.emotions:
+        own = [prompt for prompt in prompts.fit if prompt.emotion == emotion]
+        random.Random(f"continued {seed} {emotion}").shuffle(own)
+        held_back = own[-(-len(own) // 2) :]
+        kept = [prompt for prompt in kept if prompt not in held_back]
+        test += [replace(prompt, role="test") for prompt in held_back[:max_samples]]
+    _check_fit(kept, prompts.emotions, prompts.source)
+    split = f"{prompts.split}; half of every emotion's texts to fit on are continued (seed {seed})"
+    return replace(prompts, fit=tuple(kept), test=tuple(test), split=split)
 
 
 _Row = tuple[str, str, Role | None]

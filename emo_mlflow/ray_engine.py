@@ -203,7 +203,7 @@ def _generated(packs: Sequence[pa.Table], plan: Plan, pools: Pools) -> Any:
 
     types = pa.schema([(field.name, pa.list_(field.type)) for field in CELL])
     rows = [pa.table({name: [pack[name].to_pylist()] for name in CELL.names}, schema=types) for pack in packs]
-    grid = ray.put(Grid(plan.config, plan.fit, plan.conditions, plan.tokens))
+    grid = ray.put(plan.grid)
     return ray.data.from_arrow(rows).map_batches(
         GenerationActor,
         fn_constructor_args=(grid, plan.loaded.spec, pools.device, plan.loaded.fingerprint),

@@ -29,7 +29,7 @@ from emo_mlflow.resume import (
     work_id,
 )
 from emo_mlflow.spool import Spool
-from emo_mlflow.types import Cell, Completion, SweepConfig
+from emo_mlflow.types import Cell, Completion, HeadConfig, SweepConfig
 
 if TYPE_CHECKING:
     from emo_mlflow.results import SweepResult
@@ -44,19 +44,32 @@ SPARE_BYTES = 200 * 2**20
 
 @dataclass(frozen=True)
 class Request:
-    """A sweep as asked for: a profile, the parameters given beside it, and where to log."""
+    """A sweep as asked for: a profile, the parameters given beside it, and where to log.
+
+    Attributes:
+        make: profile and parameters to settings: `make_config`, or `make_head_config` for a sweep over heads.
+    """
 
     profile: str
     given: Mapping[str, str]
     tracking_uri: str | None
     experiment: str | None
     say: Say
+    make: Callable[[str, Mapping[str, str]], SweepConfig] = make_config
 
 
 def run_sweep_session(
-    profile: str, given: Mapping[str, str | None], tracking_uri: str | None, experiment: str | None, say: Say
+    profile: str,
+    given: Mapping[str, str | None],
+    tracking_uri: str | None,
+    experiment: str | None,
+    say: Say,
+    make: Callable[[str, Mapping[str, str]], SweepConfig] = make_config,
 ) -> None:
     """Does a sweep and logs it; on a user's mistake the run that `mlflow run` made, if any, says what it was.
+
+    Args:
+        make: as in `Request`.
 
     Raises:
         UserError: for anything that the user can mend.
@@ -65,10 +78,10 @@ def run_sweep_session(
     from emo_mlflow.retries import own_retries
     from emo_mlflow.run_context import check_store, mark_failed
 
-    request = Request(profile, {name: text for name, text in given.items() if text}, tracking_uri, experiment, say)
+    request = Request(profile, {name: text for name, text in given.items() if text}, tracking_uri, experiment, say, make)
     with own_retries(), _terminable():
         try:
-            config = make_config(profile, request.given)
+            config = make(profile, request.given)
             if config.resume in ("none", "auto"):
                 check_store(tracking_uri)
                 _start(config, request)
@@ -151,15 +164,17 @@ def _resume(run_id: str, request: Request) -> None:
         check_store(uri)
         if _upload_finished(run_id, request):
             return
-        _go_on(_plan(make_config(profile, given), request.tracking_uri), run_id, request)
+        _go_on(_plan(request.make(profile, given), request.tracking_uri), run_id, request)
 
 
 def _plan(config: SweepConfig, tracking_uri: str | None) -> Plan:
+    from emo_mlflow.head_sweep import make_head_plan
     from emo_mlflow.sweep import make_plan, prepare
     from emo_mlflow.tracking import fetch_directions
 
     directions = None if config.directions == "fit" else fetch_directions(config.directions, tracking_uri)
-    return make_plan(prepare(config, directions))
+    inputs = prepare(config, directions)
+    return make_head_plan(inputs) if isinstance(config, HeadConfig) else make_plan(inputs)
 
 
 def _upload_finished(run_id: str, request: Request) -> bool:
@@ -201,7 +216,8 @@ def _work(plan: Plan, run_id: str | None, request: Request) -> None:
                 say(line)
             tracked.log(result, record_folder(tracked.run_id))
         except KeyboardInterrupt:
-            say(f"Stopped; what was finished is kept. Go on with: emo-mlflow sweep --resume {tracked.run_id}")
+            command = "heads" if isinstance(plan.config, HeadConfig) else "sweep"
+            say(f"Stopped; what was finished is kept. Go on with: emo-mlflow {command} --resume {tracked.run_id}")
             raise
         discard(tracked.run_id)
     for line in tracked.hints():

@@ -5,8 +5,8 @@ Cells -> completions (`Generation`) -> scores (`Scoring`). A batch is an Arrow t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 
 import numpy as np
@@ -19,8 +19,9 @@ from emo_mlflow.generation import Engine
 from emo_mlflow.layers import BlockStack
 from emo_mlflow.models import LoadedModel
 from emo_mlflow.packing import Row, Tokens
+from emo_mlflow.results import HeadScreen
 from emo_mlflow.scorers import Scorers
-from emo_mlflow.steering import Patch, make_patch
+from emo_mlflow.steering import HeadPatch, Intervention, make_patch
 from emo_mlflow.types import Cell, Completion, Condition, SweepConfig, digest
 
 CELL = pa.schema([("condition_id", pa.string()), ("prompt_id", pa.string()), ("sample", pa.int64())])
@@ -35,7 +36,7 @@ COMPLETION = pa.schema(
         ("failure", pa.string()),
     ]
 )
-RESULTS = [field.name for field in fields(Completion) if field.name != "cell"]
+RESULTS = [item.name for item in fields(Completion) if item.name != "cell"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,22 +46,29 @@ class Grid:
     Attributes:
         config: with layers and emotions resolved.
         tokens: by prompt id, the document-start token included.
+        screen: of a sweep over heads.
+        own: by emotion, the prompts that its conditions continue; None where all conditions continue all prompts.
     """
 
     config: SweepConfig
     fit: Fit
     conditions: tuple[Condition, ...]
     tokens: Mapping[str, Tokens]
+    screen: HeadScreen | None = field(default=None, kw_only=True)
+    own: Mapping[str, Sequence[str]] | None = field(default=None, kw_only=True)
 
-    @property
+    @cached_property
     def n_cells(self) -> int:
-        """Conditions x prompts x samples."""
-        return len(self.conditions) * len(self.tokens) * self.config.samples_per_prompt
+        """Conditions x their prompts x samples."""
+        return sum(len(self._prompts_of(condition)) for condition in self.conditions) * self.config.samples_per_prompt
+
+    def _prompts_of(self, condition: Condition) -> Collection[str]:
+        return self.tokens if self.own is None or condition.emotion is None else self.own[condition.emotion]
 
     def cells(self) -> Iterator[Cell]:
         """All cells, by condition, prompt and sample."""
         for condition in self.conditions:
-            for prompt_id in self.tokens:
+            for prompt_id in self._prompts_of(condition):
                 for sample in range(self.config.samples_per_prompt):
                     yield Cell(condition.condition_id, prompt_id, sample)
 
@@ -74,19 +82,23 @@ class Grid:
         return {condition.condition_id: condition for condition in self.conditions}
 
     @cached_property
-    def _patches(self) -> dict[str, Patch | None]:
+    def _patches(self) -> dict[str, Intervention | None]:
         return {}
 
-    def _patch(self, condition_id: str) -> Patch | None:
+    def _patch(self, condition_id: str) -> Intervention | None:
         if condition_id not in self._patches:
             self._patches[condition_id] = self._make_patch(self._by_id[condition_id])
         return self._patches[condition_id]
 
-    def _make_patch(self, condition: Condition) -> Patch | None:
+    def _make_patch(self, condition: Condition) -> Intervention | None:
         if condition.kind == "baseline":
             return None
         emotion, layer = condition.emotion, condition.layer
         assert emotion is not None and layer is not None
+        if condition.head is not None:
+            assert self.screen is not None
+            replacement = self.screen.replacements[emotion][layer, condition.head]
+            return HeadPatch(layer, condition.scope, condition.patch_window, condition.head, replacement)
         direction = self.fit.directions[emotion]
         vector, basis = direction.vectors[layer], None if direction.basis is None else direction.basis[layer]
         if condition.draw is not None:

@@ -33,7 +33,7 @@ from emo_mlflow.layers import BlockStack
 from emo_mlflow.machine import gemm_rate, peak_memory
 from emo_mlflow.models import LoadedModel, ModelSpec, check, load, pick_device, resolve
 from emo_mlflow.packing import Tokens
-from emo_mlflow.prompts import PromptSet, fit_hash, load_prompts
+from emo_mlflow.prompts import PromptSet, emotions_to_continue, fit_hash, load_prompts
 from emo_mlflow.ray_cluster import check_ray
 from emo_mlflow.results import SweepResult
 from emo_mlflow.scorers import Scorers, load_scorers
@@ -76,6 +76,8 @@ def prepare(config: SweepConfig, directions_file: Path | None = None) -> Inputs:
         config = replace(config, emotions=config.emotions or known)
     else:
         config = replace(config, emotions=prompts.emotions)
+    if config.operation == "restore":
+        prompts = emotions_to_continue(prompts, config.max_samples, config.seed)
     scorers = load_scorers(config.scorers)
     check(spec, device, getattr(torch, config.dtype))
     return Inputs(config, prompts, scorers, spec, device, directions_file)
@@ -88,6 +90,11 @@ class Plan(Grid):
     inputs: Inputs
     loaded: LoadedModel
     stack: BlockStack
+
+    @property
+    def grid(self) -> Grid:
+        """What other machines need of it."""
+        return Grid(self.config, self.fit, self.conditions, self.tokens, screen=self.screen, own=self.own)
 
     @cached_property
     def engine(self) -> Engine:
@@ -147,23 +154,28 @@ def make_plan(inputs: Inputs) -> Plan:
     config = inputs.config
     loaded = load(inputs.spec, inputs.device, getattr(torch, config.dtype))
     config = replace(config, layers=resolve_layers(config.layers, loaded.n_layers))
-    tokens = {
-        prompt.prompt_id: ids
-        for prompt, ids in zip(
-            inputs.prompts.test,
-            encode(loaded, [p.text for p in inputs.prompts.test], config.prepend_bos),
-            strict=True,
-        )
-    }
-    _check_lengths(inputs.prompts.test, tokens, loaded.context, config.sequence_length)
+    tokens = encode_prompts(loaded, inputs.prompts.test, config)
     stack = BlockStack(loaded.model)
     fit = _directions(inputs, config, loaded, stack)
     return Plan(config, fit, make_conditions(config), tokens, inputs, loaded, stack)
 
 
-def _check_lengths(prompts: Sequence[Prompt], tokens: Mapping[str, Tokens], context: int, new: int) -> None:
+def encode_prompts(loaded: LoadedModel, prompts: Sequence[Prompt], config: SweepConfig) -> dict[str, Tokens]:
+    """Token ids of the prompts to continue, by prompt_id.
+
+    Raises:
+        UserError: for a prompt without tokens, or one that does not fit the model's context with what is to be written.
+    """
+    found = dict(
+        zip(
+            [prompt.prompt_id for prompt in prompts],
+            encode(loaded, [prompt.text for prompt in prompts], config.prepend_bos),
+            strict=True,
+        )
+    )
+    new, context = config.sequence_length, loaded.context
     for prompt in prompts:
-        length = len(tokens[prompt.prompt_id])
+        length = len(found[prompt.prompt_id])
         if length == 0:
             raise UserError(f"the prompt {prompt.text!r} has no tokens: remove it, or run with prepend_bos=true")
         if length + new > context:
@@ -171,6 +183,7 @@ def _check_lengths(prompts: Sequence[Prompt], tokens: Mapping[str, Tokens], cont
                 f"the prompt {prompt.text[:40]!r} has {length} tokens; with {new} new ones it does not fit the model's context of {context}: "
                 "shorten it or sequence_length"
             )
+    return found
 
 
 def _directions(inputs: Inputs, config: SweepConfig, loaded: LoadedModel, stack: BlockStack) -> Fit:
@@ -178,7 +191,7 @@ def _directions(inputs: Inputs, config: SweepConfig, loaded: LoadedModel, stack:
     fit_prompts = inputs.prompts.fit
     tokens = encode(loaded, [prompt.text for prompt in fit_prompts], config.prepend_bos)
     if inputs.directions_file is None:
-        return fit_directions(stack, fit_prompts, tokens, config.site, inputs.prompts.reference)
+        return fit_directions(stack, fit_prompts, tokens, config.site, inputs.prompts.reference, config.direction)
     directions, metadata = load_directions(inputs.directions_file)
     assert config.emotions is not None
     shape = (loaded.n_layers, loaded.d_model)
@@ -253,12 +266,14 @@ def finish(plan: Plan, work: Work, scores: pd.DataFrame, metrics: Mapping[str, f
         work.completions,
         scores,
         {**metrics, **counts},
+        plan.screen,
     )
 
 
 def _facts(plan: Plan, device: str) -> dict[str, object]:
     loaded, prompts = plan.loaded, plan.inputs.prompts
-    return {
+    heads = {} if plan.screen is None else {"n_heads": next(iter(plan.screen.replacements.values())).shape[1]}
+    return heads | {
         "model": {"name": loaded.spec.name, "source": loaded.spec.source, "revision": loaded.spec.revision},
         "model_fingerprint": loaded.fingerprint,
         "n_layers": loaded.n_layers,

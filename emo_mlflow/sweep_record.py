@@ -16,19 +16,22 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from safetensors.numpy import save_file
 
 from emo_mlflow.directions import save_directions
 from emo_mlflow.errors import UserError
+from emo_mlflow.report.heads import write_heads_report
 from emo_mlflow.report.sweep import verdicts, write_report
-from emo_mlflow.results import SweepResult
-from emo_mlflow.types import Condition, SweepConfig
+from emo_mlflow.results import SweepResult, controlled
+from emo_mlflow.spreadsheet import write_csv
+from emo_mlflow.types import Condition, HeadConfig, SweepConfig
 
 Values = tuple[tuple[str, float, int], ...]
 
 CHILD_LIMIT = 200
 PARAM_LENGTH = 6000
 RECORD, ARTIFACTS = "record.json", "artifacts"
-SETTING = ("emotion", "layer", "alpha", "patch_window")
+SETTING = ("emotion", "layer", "head", "alpha", "patch_window")
 SWEEP_PARAMS = (
     "model",
     "profile",
@@ -36,6 +39,7 @@ SWEEP_PARAMS = (
     "alpha_schedule",
     "site",
     "operation",
+    "direction",
     "prepend_bos",
     "sequence_length",
     "max_samples",
@@ -105,8 +109,10 @@ def _child(shared: Mapping[str, str], row: Mapping[Any, Any], n_windows: int) ->
 
 
 def child_name(condition: Mapping[Any, Any], n_windows: int) -> str:
-    """As short as the column of MLflow's table of runs, which cuts off what is longer: `gratitude L12 α2`."""
-    name = f"{condition['emotion']} L{condition['layer']} \N{GREEK SMALL LETTER ALPHA}{condition['alpha']:g}"
+    """As short as the column of MLflow's table of runs, which cuts off what is longer: `gratitude L12 α2`, `anger L3 H7`."""
+    is_head = not pd.isna(condition["head"])
+    what = f"H{condition['head']}" if is_head else f"\N{GREEK SMALL LETTER ALPHA}{condition['alpha']:g}"
+    name = f"{condition['emotion']} L{condition['layer']} {what}"
     return f"{name} W{condition['patch_window']}" if n_windows > 1 else name
 
 
@@ -117,12 +123,13 @@ def sweep_record(result: SweepResult) -> Record:
     children, reason = plan_children(result.config, rows)
     by_id = {row["condition_id"]: row for row in rows}
     by_condition = dict(list(effects.groupby("condition_id")))
-    random_effects = effects[effects["kind"] == "random"]
-    randoms = {_setting(group.iloc[0]): group for _, group in random_effects.groupby(list(SETTING), dropna=False)}
+    randoms: dict[tuple[Any, ...], list[dict[Any, Any]]] = {}
+    for control in effects[effects["kind"] == "random"].to_dict("records"):
+        randoms.setdefault(controlled(control), []).append(control)
 
     def measured(child: Child) -> Child:
         row = by_id[child.condition_id]
-        own = child_metrics(by_condition[child.condition_id], randoms.get(_setting(row)))
+        own = child_metrics(by_condition[child.condition_id], randoms.get(controlled(row), ()))
         return Child(
             child.condition_id, child.name, child.params, _finite([*own, ("n_patched", float(row["n_patched"]), 0)])
         )
@@ -152,7 +159,11 @@ def effect_name(emotion: str, metric: str, alpha: float, window: int | None, n_a
 
 
 def parent_metrics(config: SweepConfig, effects: pd.DataFrame) -> Iterator[tuple[str, float, int]]:
-    """(name, mean difference, layer) for every emotion condition and metric."""
+    """(name, mean difference, layer) for every emotion condition and metric; of a layer's heads, the one that changes it most."""
+    if isinstance(config, HeadConfig):
+        keys = ["kind", "emotion", "layer", "patch_window", "metric"]
+        order = effects["mean_diff"].abs().sort_values(ascending=False, kind="stable").index
+        effects = effects.loc[order].drop_duplicates(keys)
     n_windows = effects["patch_window"].nunique()
     for row in effects[effects["kind"] == "emotion"].to_dict("records"):
         window = None if pd.isna(row["patch_window"]) else int(row["patch_window"])
@@ -160,23 +171,18 @@ def parent_metrics(config: SweepConfig, effects: pd.DataFrame) -> Iterator[tuple
         yield name, row["mean_diff"], int(row["layer"])
 
 
-def child_metrics(effects: pd.DataFrame, randoms: pd.DataFrame | None) -> Iterator[tuple[str, float, int]]:
+def child_metrics(effects: pd.DataFrame, randoms: Iterable[Mapping[Any, Any]]) -> Iterator[tuple[str, float, int]]:
     """A condition's metrics: `mean.*`, `diff.*` and `d_z.*`, and its random controls' differences as steps of `random.*`."""
     for row in effects.to_dict("records"):
         yield f"mean.{row['metric']}", row["mean_patched"], 0
         yield f"diff.{row['metric']}", row["mean_diff"], 0
         yield f"d_z.{row['metric']}", row["d_z"], 0
-    for row in [] if randoms is None else randoms.to_dict("records"):
-        yield f"random.{row['metric']}", row["mean_diff"], int(row["draw"])
+    for control in randoms:
+        yield f"random.{control['metric']}", control["mean_diff"], int(control["draw"])
 
 
 def _finite(values: Iterable[tuple[str, float, int]]) -> Values:
     return tuple((name, float(value), step) for name, value, step in values if np.isfinite(value))
-
-
-def _setting(condition: Mapping[Any, Any] | pd.Series) -> tuple[Any, ...]:
-    """What a condition shares with its random controls."""
-    return tuple(None if pd.isna(condition[name]) else condition[name] for name in SETTING)
 
 
 def _text(value: Any) -> str:
@@ -190,8 +196,13 @@ def write_artifacts(result: SweepResult, folder: Path) -> None:
     for name in ("prompts", "fit_prompts", "conditions", "completions", "scores", "effects"):
         getattr(result, name).to_parquet(folder / f"{name}.parquet", index=False)
     metadata = {name: str(result.facts[name]) for name in ("fit_hash", "model_fingerprint", "residual_norms")}
-    save_directions(folder / "directions.safetensors", result.directions, metadata)
-    write_report(result, folder)
+    if result.screen is None:
+        save_directions(folder / "directions.safetensors", result.directions, metadata)
+        write_report(result, folder)
+        return
+    save_file(dict(result.screen.replacements), str(folder / "replacements.safetensors"), metadata=metadata)
+    write_csv(result.screen.effects, folder / "heads.csv")
+    write_heads_report(result, folder)
 
 
 def write_record(result: SweepResult, folder: Path) -> Record:

@@ -20,6 +20,7 @@ from emo_mlflow.errors import UserError
 from emo_mlflow.run_context import KIND
 from emo_mlflow.types import Direction
 
+PHASES = {"residual": "sweep", "head": "heads"}  # of a study, and the kind of run that each leaves
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # reading a table is no download to watch
 
 
@@ -70,7 +71,9 @@ class Sweep:
     @cached_property
     def conditions(self) -> pd.DataFrame:
         """A row per condition."""
-        return self._table("conditions")
+        table = self._table("conditions")
+        # Sweeps that were logged before there were head sweeps have no such column.
+        return table if "head" in table else table.assign(head=pd.array([pd.NA] * len(table), "Int64"))
 
     @cached_property
     def completions(self) -> pd.DataFrame:
@@ -104,7 +107,7 @@ def load_sweep(run_id: str, tracking_uri: str | None = None) -> Sweep:
     except MlflowException as error:
         raise UserError(f"there is no run {run_id!r} in this store: {str(error).splitlines()[0]}") from None
     kind = run.data.tags.get(KIND)
-    if kind != "sweep":
+    if kind not in PHASES.values():
         raise UserError(f"run {run_id} ({run.info.run_name}) is no sweep but {kind or 'a run of something else'}")
     if run.info.lifecycle_stage == "deleted":
         raise UserError(
@@ -123,10 +126,12 @@ def find_sweeps(
     filter: str | None = None,
     tracking_uri: str | None = None,
     finished: bool = True,
+    phase: str = "residual",
 ) -> pd.DataFrame:
     """Sweeps, newest first: run_id, model, profile, start_time, status, experiment_id.
 
     Args:
+        phase: `residual` for sweeps of directions, `head` for sweeps over heads.
         experiment: name; None for all experiments.
         filter: a further MLflow filter string, such as `params.config.scope = 'window'`.
     """
@@ -139,7 +144,7 @@ def find_sweeps(
             names = ", ".join(found.name for found in client.search_experiments())
             raise UserError(f"there is no experiment {experiment!r}; there are {names}")
         ids = [named.experiment_id]
-    parts = [f"tags.`{KIND}` = 'sweep'"]
+    parts = [f"tags.`{KIND}` = '{PHASES[phase]}'"]
     parts += [f"tags.`emo.model` = '{model}'"] if model else []
     parts += ["attributes.status = 'FINISHED'"] if finished else []
     parts += [filter] if filter else []

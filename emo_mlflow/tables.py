@@ -12,7 +12,7 @@ import pandas as pd
 
 from emo_mlflow import __version__
 from emo_mlflow.prompts import PromptSet
-from emo_mlflow.results import KEYS, SweepResult
+from emo_mlflow.results import KEYS, HeadScreen, SweepResult
 from emo_mlflow.stages import Scoring, completion_batch
 from emo_mlflow.statistics.effects import condition_effects
 from emo_mlflow.types import Completion, Condition, Direction, Prompt, SweepConfig
@@ -53,10 +53,10 @@ def condition_table(conditions: Sequence[Condition], completions: Sequence[Compl
     patched: dict[str, int] = dict.fromkeys((c.condition_id for c in conditions), 0)
     for completion in completions:
         patched[completion.cell.condition_id] += completion.n_patched
-    columns = ["condition_id", "kind", "emotion", "layer", "alpha", "draw", "scope", "patch_window"]
+    columns = ["condition_id", "kind", "emotion", "layer", "head", "alpha", "draw", "scope", "patch_window"]
     rows = [[getattr(condition, column) for column in columns] for condition in conditions]
     table = pd.DataFrame(rows, columns=columns).astype(
-        {"layer": "Int64", "alpha": "Float64", "draw": "Int64", "patch_window": "Int64"}
+        {"layer": "Int64", "head": "Int64", "alpha": "Float64", "draw": "Int64", "patch_window": "Int64"}
     )
     table.loc[table["kind"] == "baseline", "scope"] = None
     return table.assign(n_patched=list(patched.values()))
@@ -95,6 +95,7 @@ def assemble(
     completions: Sequence[Completion],
     scores: pd.DataFrame,
     metrics: Mapping[str, float],
+    screen: HeadScreen | None = None,
 ) -> SweepResult:
     """The result of a sweep: its tables, in an order that does not depend on how the work was cut."""
     table = condition_table(conditions, completions)
@@ -115,4 +116,5 @@ def assemble(
         scores=scores,
         effects=condition_effects(values, table),
         metrics=metrics,
+        screen=screen,
     )

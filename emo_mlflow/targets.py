@@ -1,4 +1,4 @@
-"""Which metric an emotion's direction is expected to raise: the one place for this rule."""
+"""Which metric an emotion is expected to move, and which way: the one place for these rules."""
 
 from __future__ import annotations
 
@@ -15,3 +15,8 @@ def target_metric(emotion: str, metrics: Collection[str]) -> str | None:
     """The metric of an emotion among those that were measured: its own GoEmotions label; None if there is none."""
     name = TARGETS.get(emotion, f"goemotions.{emotion}")
     return name if name in metrics else None
+
+
+def expected_sign(operation: str) -> int:
+    """Whether an intervention that acts as supposed raises (1) the emotion's metric or lowers it (-1): a head that is taken out lowers it."""
+    return -1 if operation in ("zero", "mean", "restore") else 1

@@ -20,7 +20,7 @@ from emo_mlflow.results import SweepResult
 from emo_mlflow.retries import PARTING_SECONDS, PATIENCE, Background, Retry, own_retries, reason_of
 from emo_mlflow.run_context import end_run, open_run, run_of_project
 from emo_mlflow.sweep_record import Record, Values, plan_children, read_record, sweep_params, write_record
-from emo_mlflow.types import Condition, SweepConfig
+from emo_mlflow.types import Condition, HeadConfig, SweepConfig
 from emo_mlflow.uploads import Upload
 
 Say = Callable[[str], None]
@@ -99,8 +99,9 @@ class SweepRun:
         client = MlflowClient(tracking_uri)
         tags = {"emo.model": config.model, "emo.profile": config.profile}
         windows = f" {','.join(map(str, config.patch_window))}" if config.scope == "window" else ""
-        name = f"sweep {Path(config.model).name}, {config.scope}{windows}"
-        opened = open_run(client, "sweep", name, tags=tags, experiment=experiment, run_id=run_id)
+        kind = "heads" if isinstance(config, HeadConfig) else "sweep"
+        name = f"{kind} {Path(config.model).name}, {config.scope}{windows}"
+        opened = open_run(client, kind, name, tags=tags, experiment=experiment, run_id=run_id)
         return cls(client, _get_run(client, opened), run_id is None and run_of_project() is None, say)
 
     def __enter__(self) -> SweepRun:

@@ -17,6 +17,12 @@ Scope = Literal["window", "generated", "all"]
 Site = Literal["resid_pre", "resid_post"]
 Operation = Literal["add", "project_out", "clamp"]
 AlphaUnit = Literal["vector", "residual"]
+Aggregation = Literal["mean", "last", "attention"]
+HeadOperation = Literal["zero", "mean", "patch", "restore"]
+Screen = Literal["top", "all"]
+MapKind = Literal["procrustes", "ridge"]
+Pairing = Literal["word", "text"]
+VectorFormat = Literal["gguf", "lm-eval", "safetensors"]
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -64,10 +70,11 @@ class Condition:
 
     Attributes:
         emotion: the emotion whose direction is injected, or which a random control controls for.
-        layer: the block whose residual stream is changed.
+        layer: the block whose residual stream is changed, or whose head is replaced.
         alpha: strength, in units of `alpha_unit`.
-        draw: which random direction, 0..R-1, for a random control.
+        draw: which random direction, or which randomly drawn head, 0..R-1, for a random control.
         seed: what random directions are drawn from; None unless random.
+        head: the head that is replaced; None for a direction.
     """
 
     kind: Kind
@@ -79,14 +86,17 @@ class Condition:
     scope: Scope = "window"
     patch_window: int | None = None
     site: Site = "resid_pre"
-    operation: Operation = "add"
+    operation: Operation | HeadOperation = "add"
     alpha_unit: AlphaUnit = "vector"
     alpha_schedule: str = "constant"
+    head: int | None = None
 
     @cached_property
     def condition_id(self) -> str:
         """A hash of what defines the condition and of nothing else, so that sweeps resume and join."""
-        return digest({"kind": "baseline"} if self.kind == "baseline" else asdict(self), 12)
+        if self.kind == "baseline":
+            return digest({"kind": "baseline"}, 12)
+        return digest({name: value for name, value in asdict(self).items() if (name, value) != ("head", None)}, 12)
 
 
 @dataclass(frozen=True)
@@ -108,7 +118,8 @@ class SweepConfig:
     scope: Scope
     patch_window: tuple[int, ...]
     site: Site
-    operation: Operation
+    operation: Operation | HeadOperation
+    direction: str
     directions: str
     prepend_bos: bool
     sequence_length: int
@@ -127,6 +138,15 @@ class SweepConfig:
     resume: str
     engine: str
     ray_address: str
+
+
+@dataclass(frozen=True)
+class HeadConfig(SweepConfig):
+    """A sweep over attention heads. `target_layer` is None for the last block, until the model is known."""
+
+    screen: Screen
+    top: int
+    target_layer: int | None
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import gguf
 import numpy as np
@@ -19,9 +19,7 @@ from emo_mlflow.directions import load_directions, save_directions
 from emo_mlflow.errors import UserError
 from emo_mlflow.models import check, load, resolve
 from emo_mlflow.names import check_name
-from emo_mlflow.types import Direction, FloatArray
-
-Format = Literal["gguf", "lm-eval", "safetensors"]
+from emo_mlflow.types import Direction, FloatArray, VectorFormat
 
 ARCHITECTURE = "controlvector"
 N_LAYERS = "emo_mlflow.n_layers"  # a key of our own, which other readers pass over
@@ -44,7 +42,7 @@ class ExportSettings:
 
     directions: Path
     out: Path
-    format: Format = "gguf"
+    format: VectorFormat = "gguf"
     emotion: str | None = None
     layers: str = "all"
     alpha: float = 1.0

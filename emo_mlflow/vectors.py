@@ -14,7 +14,7 @@ import torch
 from safetensors.numpy import save_file
 from threadpoolctl import threadpool_limits
 
-from emo_mlflow.activations import Aggregation, text_means
+from emo_mlflow.activations import text_means
 from emo_mlflow.directions import choose_direction, save_directions
 from emo_mlflow.errors import UserError
 from emo_mlflow.layers import BlockStack
@@ -26,7 +26,7 @@ from emo_mlflow.report.vectors import write_vectors_report
 from emo_mlflow.spreadsheet import write_csv
 from emo_mlflow.subspaces import Subspaces, check_components, fit_subspaces, stability
 from emo_mlflow.sweep import encode
-from emo_mlflow.types import Direction, FloatArray, Site
+from emo_mlflow.types import Aggregation, Direction, FloatArray, Site
 
 CHANCE = 0.5
 

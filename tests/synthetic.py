@@ -72,8 +72,8 @@ def synthetic_sweep(
     table = pd.DataFrame(
         [{**asdict(c), "condition_id": c.condition_id, "n_patched": 10 * n_prompts} for c in conditions]
     )
-    columns = ["condition_id", "kind", "emotion", "layer", "alpha", "draw", "scope", "patch_window", "n_patched"]
-    table = table[columns].astype({"layer": "Int64", "alpha": "Float64", "draw": "Int64", "patch_window": "Int64"})
+    columns = ["condition_id", "kind", "emotion", "layer", "head", "alpha", "draw", "scope", "patch_window", "n_patched"]
+    table = table[columns].astype({"layer": "Int64", "head": "Int64", "alpha": "Float64", "draw": "Int64", "patch_window": "Int64"})
     fluency = completions[[*KEYS, "nll", "distinct_2"]].rename(
         columns={"nll": "fluency.nll", "distinct_2": "fluency.distinct_2"}
     )

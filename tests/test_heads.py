@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from safetensors.numpy import load_file
-from tiny_models import save_tiny, tiny_model
+from tiny_models import tiny_model
 
+from emo_mlflow.config import make_head_config
 from emo_mlflow.errors import UserError
-from emo_mlflow.head_run import HeadSettings, candidates, interventions, restore_split, run_heads
+from emo_mlflow.head_sweep import candidates, head_conditions, replacements
 from emo_mlflow.heads import HeadStates, direct_effects, head_states, head_writes
 from emo_mlflow.layers import BlockStack, find_output_projection
-from emo_mlflow.types import Prompt
+from emo_mlflow.prompts import emotions_to_continue, load_prompts
 
 ADDITIVE = ("gpt2", "gpt_neo", "gpt_neox", "llama", "qwen3")
 TARGET = 2
@@ -164,68 +165,33 @@ def test_what_is_put_in_a_heads_place(operation, expected):
     values = np.array([5.0] * 3 + [9.0] * 3 + [1.0] * 4, np.float32)
     heads = np.broadcast_to(values[:, None, None, None], (10, 3, 2, 4)).copy()
     heads[:, 2, 1] *= 2
-    states = HeadStates(heads, np.zeros((10, 6), np.float32))
-    found = interventions(small_effects(), states, labels, "neutral", operation)
-    by_name = {(item.emotion, item.layer, item.head): item for item in found}
-    np.testing.assert_allclose(by_name["joy", 1, 0].replacement, [expected] * 4)
-    np.testing.assert_allclose(by_name["joy", 2, 1].replacement, [2 * expected] * 4)
+    found = replacements(HeadStates(heads, np.zeros((10, 6), np.float32)), labels, "neutral", operation)
+    np.testing.assert_allclose(found["joy"][1, 0], [expected] * 4)
+    np.testing.assert_allclose(found["joy"][2, 1], [2 * expected] * 4)
     if operation == "patch":
-        np.testing.assert_allclose(by_name["fear", 0, 0].replacement, [9.0] * 4)
-    assert len({item.intervention_id for item in found}) == len(found)
+        np.testing.assert_allclose(found["fear"][0, 0], [9.0] * 4)
+
+
+def test_control_heads_are_other_heads_and_more_of_them_add_to_fewer():
+    """Guards: a head that is its own control, and a resumed sweep with more controls that repeats none of the first."""
+    grid = [(e, layer, head) for e in ("joy", "fear") for layer in range(3) for head in range(4)]
+    effects = pd.DataFrame(grid, columns=["emotion", "layer", "head"]).assign(rank=[*range(1, 13)] * 2)
+    config = replace(make_head_config("smoke", {"top": "2", "num_random": "3"}), layers=(0, 2))
+    conditions = list(head_conditions(config, effects))
+    chosen = {(c.emotion, c.layer, c.head) for c in conditions if c.kind == "emotion"}
+    controls = [(c.emotion, c.layer, c.head) for c in conditions if c.kind == "random"]
+    assert len(chosen) == 4 and len(controls) == 6 and len(set(controls)) == 6 and not chosen & set(controls)
+    assert {layer for _, layer, _ in controls} <= {0, 2} and [c.draw for c in conditions if c.kind == "random"] == [0, 1, 2] * 2
+    more = [(c.emotion, c.layer, c.head) for c in head_conditions(replace(config, num_random=50), effects) if c.kind == "random"]
+    assert more[:3] == controls[:3] and len(more) == 2 * (8 - 2), "no more heads than there are"
+    assert len({c.condition_id for c in conditions}) == len(conditions)
 
 
 def test_prompts_to_restore_are_not_those_that_means_are_of():
     """Guards: an emotion's own texts continued with means that contain them."""
-    prompts = [Prompt(f"{i}", "joy" if i % 2 else "neutral", "fit") for i in range(20)]
-    measured, continued = restore_split(prompts, "joy", 0)
-    assert not {p.text for p in measured} & {p.text for p in continued}
-    assert len(continued) == 5 and {p.emotion for p in continued} == {"joy"} and len(measured) == 10
-
-
-def write_texts(path: Path) -> Path:
-    rng = np.random.default_rng(0)
-    rows = ["text,emotion,role"]
-    for i in range(30):
-        words = "you and the" if i % 2 else "stone brick road"
-        rows.append(f"{i} {' '.join(rng.choice(words.split(), 5))},{'joy' if i % 2 else 'neutral'},{'test' if i > 27 else 'fit'}")
-    path.write_text("\n".join(rows), encoding="utf-8")
-    return path
-
-
-def test_a_run_writes_what_generation_needs(tmp_path: Path):
-    """Guards: candidates without their replacement, or of other layers than asked for."""
-    model = save_tiny(tmp_path / "model", "llama")
-    settings = HeadSettings(str(model), str(write_texts(tmp_path / "t.csv")), layers="1-2", operation="mean", top=3, device="cpu")
-    outcome = run_heads(settings, tmp_path / "out")
-    chosen = pd.read_csv(tmp_path / "out" / "candidates.csv")
-    assert len(chosen) == 3 and set(chosen["layer"]) <= {1, 2} and len(pd.read_csv(tmp_path / "out" / "heads.csv")) == 16
-    replacements = load_file(tmp_path / "out" / "replacements.safetensors")
-    assert set(replacements) == set(chosen["intervention_id"]) and {v.shape for v in replacements.values()} == {(8,)}
-    assert (tmp_path / "out" / "figures" / "layer_head_map.png").stat().st_size > 5000
-    assert len([name for name, _, _ in outcome.metrics if name == "direct_effect.sum.joy"]) == 4
-
-
-def test_all_heads_of_a_model_that_cannot_be_ranked(tmp_path: Path):
-    """Guards: Gemma's heads, which can be ablated though they have no direct effects."""
-    model, texts = save_tiny(tmp_path / "model", "gemma3"), write_texts(tmp_path / "t.csv")
-    with pytest.raises(UserError, match="screen=all"):
-        run_heads(HeadSettings(str(model), str(texts), device="cpu"), tmp_path / "out")
-    run_heads(HeadSettings(str(model), str(texts), screen="all", layers="3", device="cpu"), tmp_path / "out")
-    assert len(pd.read_csv(tmp_path / "out" / "candidates.csv")) == 4
-
-
-@pytest.mark.parametrize(
-    ("change", "match"),
-    [
-        ({"operation": "drop"}, "operation='drop' is not one of zero, mean, patch, restore"),
-        ({"screen": "some"}, "screen='some' is not one of top, all"),
-        ({"top": 0}, "at least 1"),
-        ({"layers": "7"}, "layer 7 does not exist"),
-        ({"layers": "0-3", "target_layer": 1}, "target_layer=1 is not from 3"),
-    ],
-)
-def test_bad_input_is_refused(tmp_path: Path, change, match):
-    """Guards: a choice that is silently taken for another."""
-    model, texts = save_tiny(tmp_path / "model", "gpt2"), write_texts(tmp_path / "t.csv")
-    with pytest.raises(UserError, match=match):
-        run_heads(HeadSettings(**({"model": str(model), "dataset": str(texts), "device": "cpu"} | change)), tmp_path / "out")
+    prompts = load_prompts(emotions=["gratitude", "anger"], max_samples=5)
+    found = emotions_to_continue(prompts, 30, seed=0)
+    assert not {p.text for p in found.fit} & {p.text for p in found.test}
+    assert Counter(p.emotion for p in found.test) == {"gratitude": 30, "anger": 30}
+    assert Counter(p.emotion for p in found.fit) == {"gratitude": 113, "anger": 113, "neutral": 225}
+    assert [p.text for p in emotions_to_continue(prompts, 5, seed=0).test[:5]] == [p.text for p in found.test[:5]]

@@ -18,9 +18,7 @@ from mlflow.projects._project_spec import load_project
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from emo_mlflow import __version__
-from emo_mlflow.cli import sweep as sweep_command
-from emo_mlflow.config import PARAMETERS, PROFILES
+from emo_mlflow import __version__, cli, config
 
 ROOT = Path(__file__).parents[1]
 PACKAGE, EVALUATORS = "emo_mlflow", "emo_mlflow.evaluators"
@@ -47,7 +45,7 @@ STEERED = {"emo_mlflow.steered_log", "emo_mlflow.steered_code"}
 DOCTOR = {"emo_mlflow.doctor"}
 PLUGINS = {f"{EVALUATORS}.{name}" for name in ("plugin", "pyfunc", "served_model", "genai")}
 ALLOWED = {
-    "mlflow": {f"emo_mlflow.{name}" for name in ("tracking", "sweeps", "comparison_run", "cli", "ray_backend")}
+    "mlflow": {f"emo_mlflow.{name}" for name in ("tracking", "sweeps", "comparison_run", "outcome_run", "cli", "ray_backend")}
     | RUNS
     | STEERED
     | DOCTOR
@@ -232,30 +230,40 @@ def test_mlflow_makes_a_new_environment_for_each_release():
     assert dependencies == ["--constraint constraints.txt", f". # {__version__}"]
 
 
-def command_options(values: dict[str, str]) -> dict[str, str]:
-    """What the command line understands when MLflow runs the main entry point with these parameters."""
-    command = load_project(str(ROOT)).get_entry_point("main").compute_command(values, None)
+ENTRY_POINTS = {  # of MLproject, with the command that each calls and its parameters
+    "main": (cli.sweep, {"profile", *config.PARAMETERS}),
+    "vectors": (cli.vectors, set(config.VECTORS)),
+    "align": (cli.align, set(config.ALIGN)),
+    "heads": (cli.heads, {"profile", *config.HEADS}),
+}
+
+
+def command_options(entry: str, values: dict[str, str]) -> dict[str, str]:
+    """What the command line understands when MLflow runs an entry point with these parameters."""
+    command = load_project(str(ROOT)).get_entry_point(entry).compute_command(values, None)
     program, name, *arguments = shlex.split(command)
-    assert (program, name) == ("emo-mlflow", "sweep")
-    parsed = sweep_command.make_context("sweep", arguments).params
+    assert (program, name) == ("emo-mlflow", ENTRY_POINTS[entry][0].name)
+    parsed = ENTRY_POINTS[entry][0].make_context(name, arguments).params
     return {key: value for key, value in parsed.items() if value}
 
 
-def test_mlproject_has_every_parameter():
+@pytest.mark.parametrize("entry", ENTRY_POINTS)
+def test_mlproject_has_every_parameter(entry):
     """A parameter that MLproject lacks would reach the command under a name that it does not know."""
-    main = yaml.safe_load((ROOT / "MLproject").read_text())["entry_points"]["main"]
-    assert set(main["parameters"]) == {"profile", *PARAMETERS}
-    assert main["parameters"]["model"]["default"] == PARAMETERS["model"].default
-    assert main["parameters"]["profile"]["default"] in PROFILES
-    assert all("default" in parameter for parameter in main["parameters"].values())
+    parameters = yaml.safe_load((ROOT / "MLproject").read_text())["entry_points"][entry]["parameters"]
+    assert set(parameters) == ENTRY_POINTS[entry][1]
+    assert all("default" in parameter for parameter in parameters.values())
 
 
-def test_unset_parameters_leave_the_profile_alone():
+@pytest.mark.parametrize(("entry", "set_by_default"), [("main", 2), ("heads", 2), ("vectors", 1), ("align", 0)])
+def test_unset_parameters_leave_the_profile_alone(entry, set_by_default):
     """MLflow fills in a default for each parameter, which must not override what the profile says."""
-    assert command_options({}) == {"model": "smollm2-135m", "profile": "smoke"}
+    expected = {"model": config.PARAMETERS["model"].default, "profile": "smoke"}
+    assert command_options(entry, {}) == dict(list(expected.items())[:set_by_default])
 
 
-def test_parameters_survive_the_shell():
+@pytest.mark.parametrize("entry", ENTRY_POINTS)
+def test_parameters_survive_the_shell(entry):
     """Negative numbers look like options, and a folder's name may hold spaces and quotes."""
-    values = {name: f'-1,{name}\'s "$HOME" `x`;&|*' for name in PARAMETERS}
-    assert command_options({**values, "profile": "seed"}) == {**values, "profile": "seed"}
+    values = {name: f'-1,{name}\'s "$HOME" `x`;&|*' for name in ENTRY_POINTS[entry][1]}
+    assert command_options(entry, values) == values

@@ -42,6 +42,11 @@ class Comparison:
     tables: Mapping[str, pd.DataFrame]
     sweeps: tuple[Responses, ...]
 
+    @property
+    def phase(self) -> str:
+        """`residual` or `head`: what all of the sweeps are over."""
+        return self.sources[0].phase
+
     @cached_property
     def metrics(self) -> dict[str, float]:
         """Numbers for the comparison's run: tests, significant ones per correction, the largest specific effects."""

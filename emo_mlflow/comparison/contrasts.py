@@ -19,8 +19,10 @@ def matched_conditions(first: Responses, second: Responses) -> pd.DataFrame:
     """Pairs of conditions to compare: `a` and `b`, their positions in either sweep.
 
     Same emotion and alpha, and same scope and window unless each sweep has only one of its own; of the layers, each
-    of the sweep with fewer is paired with the other's nearest in relative depth.
+    of the sweep with fewer is paired with the other's nearest in relative depth. Heads of different models do not correspond.
     """
+    if first.source.phase == "head":
+        return pd.DataFrame(columns=["a", "b"])
     tables = []
     for sweep in (first, second):
         table = sweep.conditions.iloc[sweep.rows("emotion")]
@@ -102,11 +104,11 @@ def model_summary(sweeps: list[Responses], effects: pd.DataFrame) -> pd.DataFram
 
     Returns:
         emotion, alpha, depth, layers (of each model, as text), metric, and the columns of `random_effects`. Empty for
-        fewer than two models, or where one model occurs twice, whose sweeps are no independent sample of models.
+        fewer than two models, for heads, or where one model occurs twice, whose sweeps are no independent sample of models.
     """
     empty = pd.DataFrame(columns=[*LOOSE, "depth", "layers", "metric", "k", "estimate"])
     models = [sweep.source.facts["model_fingerprint"] for sweep in sweeps]
-    if len(sweeps) < 2 or len(set(models)) < len(sweeps):
+    if len(sweeps) < 2 or sweeps[0].source.phase == "head" or len(set(models)) < len(sweeps):
         return empty
     base = min(sweeps, key=lambda sweep: sweep.conditions["layer"].nunique())
     matched = [_matched_effects(base, sweep, effects) for sweep in sweeps]

@@ -58,16 +58,18 @@ def power_analysis(effects: pd.DataFrame, sources: tuple[Source, ...]) -> pd.Dat
     n = effects["n"].to_numpy()
     alpha = SIGNIFICANT / np.maximum(1, effects["family_size"].to_numpy())
     profiles = {source.label: source.config["profile"] for source in sources}
+    phases = {source.label: source.phase for source in sources}
+    places = effects["layer"].astype(str) + "." + effects["head"].astype(str)
     smallest = {key: detectable_d(*key) for key in set(zip(n.tolist(), alpha.tolist(), strict=True))}
     significant = effects[["p_bonferroni", "p_bh"]] < SIGNIFICANT
     columns: dict[str, Any] = {
         "profile": effects["model"].map(profiles),
-        "phase": "residual",
+        "phase": effects["model"].map(phases),
         "model_name": effects["model"],
         "emotion": effects["emotion"],
         "layer": effects["layer"],
-        "head": np.nan,
-        "head_spec": np.nan,
+        "head": effects["head"],
+        "head_spec": places.where(effects["head"].notna()),
         "alpha": effects["alpha"],
         "comparison": "baseline",
         "metric_name": effects["metric"],

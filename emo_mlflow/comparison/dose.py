@@ -9,11 +9,11 @@ from emo_mlflow.comparison.families import with_corrections
 from emo_mlflow.comparison.responses import Responses
 from emo_mlflow.statistics import paired_effects, prompt_slopes, prompt_spearman
 
-SERIES = ["emotion", "layer", "scope", "patch_window"]
+SERIES = ["emotion", "layer", "head", "scope", "patch_window"]
 
 
 def dose(sweeps: list[Responses], family: tuple[str, ...], n_bootstrap: int, seed: int) -> pd.DataFrame:
-    """A row per (model, emotion, layer, scope, patch_window, metric) of sweeps over two strengths or more.
+    """A row per (model, SERIES, metric) of sweeps over two strengths or more.
 
     The baseline is strength 0 where directions are added; clamping to 0 and projecting out are not the baseline.
 

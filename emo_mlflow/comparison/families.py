@@ -8,7 +8,7 @@ from emo_mlflow.errors import UserError
 from emo_mlflow.statistics import corrected
 
 WHOLE = "comparison"
-COLUMNS = ("model", "emotion", "layer", "alpha", "scope", "patch_window", "metric")
+COLUMNS = ("model", "emotion", "layer", "head", "alpha", "scope", "patch_window", "metric")
 SIGNIFICANT = 0.05
 
 

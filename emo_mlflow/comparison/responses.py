@@ -8,12 +8,14 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 
+from emo_mlflow.comparison.records import records
 from emo_mlflow.comparison.sources import Source
+from emo_mlflow.results import controlled
 from emo_mlflow.statistics.effects import KEYS, prompt_cube, sample_means
 from emo_mlflow.statistics.moments import Floats
 
 # What sets one condition of an emotion apart from the others, and names a test together with model and metric.
-SETTING = ["emotion", "layer", "alpha", "scope", "patch_window"]
+SETTING = ["emotion", "layer", "head", "alpha", "scope", "patch_window"]
 FLUENCY = {"nll": "fluency.nll", "distinct_2": "fluency.distinct_2"}
 
 
@@ -43,10 +45,8 @@ class Responses:
 
     @cached_property
     def draws(self) -> dict[int, np.ndarray]:
-        """By position of a condition of an emotion: the positions of the random controls with the same setting."""
-        settings = [
-            tuple(None if pd.isna(v) else v for v in row) for row in self.conditions[SETTING].itertuples(index=False)
-        ]
+        """By position of a condition of an emotion: the positions of its random controls."""
+        settings = [(*controlled(row), row["scope"]) for row in records(self.conditions)]
         controls: dict[tuple[object, ...], list[int]] = {}
         for position in self.rows("random"):
             controls.setdefault(settings[position], []).append(position)

@@ -11,6 +11,7 @@ import pandas as pd
 
 from emo_mlflow.errors import UserError
 from emo_mlflow.names import one_line
+from emo_mlflow.targets import expected_sign
 
 # Settings whose difference between two sweeps makes a difference between their texts.
 SETTINGS = (
@@ -24,6 +25,7 @@ SETTINGS = (
     "min_new_tokens",
     "temperature",
     "prepend_bos",
+    "direction",
     "directions",
     "dtype",
     "seed",
@@ -59,6 +61,16 @@ class Source:
     completions: pd.DataFrame
     scores: pd.DataFrame
     seconds: float = float("nan")
+
+    @property
+    def phase(self) -> str:
+        """`residual` for a sweep of directions, `head` for one over heads."""
+        return "residual" if self.conditions["head"].isna().all() else "head"
+
+    @property
+    def sign(self) -> int:
+        """Which way the emotions' own labels are expected to move."""
+        return expected_sign(self.config["operation"])
 
     @property
     def n_layers(self) -> int:
@@ -107,6 +119,8 @@ def _check_one(source: Source) -> None:
 
 def _check_pair(first: Source, other: Source) -> None:
     pair = f"runs {first.run_id} and {other.run_id}"
+    if first.phase != other.phase:
+        raise UserError(f"{pair}: one is a sweep of directions and one a sweep over heads; compare each kind by itself")
     ours, theirs = (dict(source.facts["scorer_fingerprints"]) for source in (first, other))
     if ours != theirs:
         names = [", ".join(f"{name} ({mark[:8]})" for name, mark in sorted(marks.items())) for marks in (ours, theirs)]
@@ -156,7 +170,7 @@ def _notes(sources: Sequence[Source]) -> tuple[Note, ...]:
             values = ", ".join(f"{source.label}: {_text(source.config[name])}" for source in sources)
             notes.append(Note("settings_differ", {"name": name, "values": values}))
     models = {source.facts["model_fingerprint"] for source in sources}
-    if len(models) > 1 and {source.config["alpha_unit"] for source in sources} == {"vector"}:
+    if len(models) > 1 and {(source.phase, source.config["alpha_unit"]) for source in sources} == {("residual", "vector")}:
         notes.append(Note("alpha_in_vectors"))
     for source in sources:
         notes += _own_notes(source)

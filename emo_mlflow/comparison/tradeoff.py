@@ -26,7 +26,8 @@ def tradeoff(sweeps: list[Responses], effects: pd.DataFrame, specific: pd.DataFr
 
     Returns:
         KEYS, condition_id, depth, target; effect, low, high (BCa), d_z, p_t, p_bh of the target; n_draws, specific,
-        specific_low, specific_high, p_random, smallest_p; gain = specific, or effect where there are no draws;
+        specific_low, specific_high, p_random, smallest_p; gain = specific, or effect where there are no draws, with the
+        sign in which the label is expected to move (`targets.expected_sign`);
         nll_rise, distinct_2_drop; broken: empty, "nll" or "repeats"; on_front: no condition of the same model and
         emotion is at least as good in gain, nll_rise and distinct_2_drop and better in one.
     """
@@ -36,12 +37,12 @@ def tradeoff(sweeps: list[Responses], effects: pd.DataFrame, specific: pd.DataFr
             target = target_metric(emotion, sweep.metrics)
             own = (effects["model"] == sweep.source.label) & (effects["emotion"] == emotion)
             if target is not None:
-                tables.append(_with_front(_of_emotion(effects[own], specific[own], target)))
-    empty = _with_front(_of_emotion(effects.iloc[:0], specific.iloc[:0], ""))
+                tables.append(_with_front(_of_emotion(effects[own], specific[own], target, sweep.source.sign)))
+    empty = _with_front(_of_emotion(effects.iloc[:0], specific.iloc[:0], "", 1))
     return pd.concat(tables, ignore_index=True) if tables else empty
 
 
-def _of_emotion(effects: pd.DataFrame, specific: pd.DataFrame, target: str) -> pd.DataFrame:
+def _of_emotion(effects: pd.DataFrame, specific: pd.DataFrame, target: str, sign: int) -> pd.DataFrame:
     own = effects[effects["metric"] == target].set_index("condition_id")
     random = specific[specific["metric"] == target].set_index("condition_id")
     changes = {
@@ -53,7 +54,7 @@ def _of_emotion(effects: pd.DataFrame, specific: pd.DataFrame, target: str) -> p
     )
     table = table.join(random[["n_draws", "specific", "specific_low", "specific_high", "smallest_p"]])
     table["p_random"] = random["p"]
-    table["gain"] = table["specific"].fillna(table["effect"])
+    table["gain"] = sign * table["specific"].fillna(table["effect"])
     table["nll_rise"], table["distinct_2_drop"] = changes["nll"], -changes["distinct_2"]
     table["broken"] = how_broken(table["nll_rise"], table["distinct_2_drop"])
     return table.reset_index()
@@ -88,7 +89,7 @@ def recommendations(sweeps: list[Responses], table: pd.DataFrame) -> pd.DataFram
     for sweep in sweeps:
         for emotion in sweep.conditions["emotion"].dropna().unique():
             own = table[(table["model"] == sweep.source.label) & (table["emotion"] == emotion)]
-            chosen, reason = _choose(own)
+            chosen, reason = _choose(own, sweep.source.sign)
             row = {} if chosen is None else own.loc[chosen].drop(["model", "emotion", "broken"]).to_dict()
             key = {"model": sweep.source.label, "emotion": emotion, "candidates": len(own)}
             rows.append({**key, "n_broken": int((own["broken"] != "").sum()), "reason": reason, **row})
@@ -96,13 +97,13 @@ def recommendations(sweeps: list[Responses], table: pd.DataFrame) -> pd.DataFram
     return pd.DataFrame(rows).reindex(columns=["model", "emotion", "candidates", "n_broken", "reason", *wanted])
 
 
-def _choose(table: pd.DataFrame) -> tuple[int | None, str]:
+def _choose(table: pd.DataFrame, sign: int) -> tuple[int | None, str]:
     if not len(table):
         return None, "no_target"
     whole = table[table["broken"] == ""]
     if not len(whole):
         return None, "all_broken"
-    rising = whole[(whole["effect"] > 0) & (whole["gain"] > 0)]
+    rising = whole[(sign * whole["effect"] > 0) & (whole["gain"] > 0)]
     sure = rising["p_bh"] < SIGNIFICANT
     if (rising["n_draws"] == 0).all():
         return (_best(rising[sure]), "untested") if sure.any() else (None, "no_rise")
@@ -119,7 +120,7 @@ def _best(table: pd.DataFrame) -> int:
 
 def fluency_breaks(table: pd.DataFrame) -> pd.DataFrame:
     """The alpha nearest to 0 on either side at which text breaks, NaN if none, a row per series of strengths."""
-    keys = ["model", "emotion", "layer", "scope", "patch_window"]
+    keys = ["model", "emotion", "layer", "head", "scope", "patch_window"]
     if not len(table):
         return pd.DataFrame(columns=[*keys, "breaks_below", "breaks_above"])
     broken = table[table["broken"] != ""]

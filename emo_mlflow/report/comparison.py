@@ -70,7 +70,7 @@ def write_tables(comparison: Comparison, folder: Path) -> None:
 
 def report_blocks(comparison: Comparison, folder: Path, language: str) -> list[Block]:
     """The report, its figures written into `folder`/figures."""
-    t = texts(language)
+    t = texts(language, comparison.phase)
     shown = highlights(comparison)
     count = len(comparison.sources)
     title = t["title_one" if count == 1 else "title"].format(count=count)
@@ -90,15 +90,17 @@ def report_blocks(comparison: Comparison, folder: Path, language: str) -> list[B
 
 
 def _figures(comparison: Comparison, shown: pd.DataFrame, folder: Path, language: str) -> list[Block]:
-    t = texts(language)
+    t = texts(language, comparison.phase)
+    heads = comparison.phase == "head"
     blocks: list[Block] = [Heading(t["figures"])]
     with styled(language):
         figures = {
-            "layer_maps": maps.layer_maps(comparison, t),
+            "layer_maps": None if heads else maps.layer_maps(comparison, t),
+            "head_maps": maps.head_maps(comparison, t) if heads else None,
             "forest": points.forest(strongest(comparison, MOST_EFFECTS), t),
             "random_null": points.random_null(comparison, shown, t),
-            "layer_profiles": curves.layer_profiles(comparison, shown, t),
-            "dose_curves": curves.dose_curves(comparison, shown, t),
+            "layer_profiles": None if heads else curves.layer_profiles(comparison, shown, t),
+            "dose_curves": None if heads else curves.dose_curves(comparison, shown, t),
             "pareto": points.pareto(comparison, t),
             "metric_matrix": maps.metric_matrix(comparison, shown, t),
             "overlap_curves": curves.overlap_curves(comparison, t),
@@ -107,6 +109,6 @@ def _figures(comparison: Comparison, shown: pd.DataFrame, folder: Path, language
             if figure is not None:
                 save(figure, folder / "figures" / f"{name}.png")
                 blocks.append(Picture(f"figures/{name}.png", t[f"caption_{name}"].format(smallest=SMALLEST_CHANGE)))
-    if figures["dose_curves"] is None:
+    if figures["dose_curves"] is None and not heads:
         blocks.append(Paragraph(t["no_dose"]))
     return blocks

@@ -72,6 +72,38 @@ def layer_maps(comparison: Comparison, t: Mapping[str, str]) -> Figure | None:
     return figure
 
 
+def head_maps(comparison: Comparison, t: Mapping[str, str]) -> Figure | None:
+    """d_z of each emotion's own label when a head is replaced: a panel per model and emotion, layers across and heads down."""
+    effects = comparison.tables["effect_sizes"]
+    metrics = set(effects["metric"])
+    own = effects[[target_metric(e, metrics) == m for e, m in zip(effects["emotion"], effects["metric"], strict=True)]]
+    own = own.drop_duplicates(["model", "emotion", "layer", "head"])
+    if not len(own):
+        return None
+    panels = list(own.groupby(["model", "emotion"], sort=False))
+    shapes = [(sorted(table["head"].unique()), sorted(table["layer"].unique())) for _, table in panels]
+    limit = min(LARGEST_D, float(np.nanmax(own["d_z"].abs(), initial=0.5)))
+    heights = [len(heads) + 2.4 for heads, _ in shapes]
+    width = min(12.0, max(5.5, 2.0 + 0.42 * max(len(layers) for _, layers in shapes)))
+    figure = new_figure(width, 1.3 + 0.22 * sum(heights))
+    axes_of = figure.subplots(len(panels), 1, squeeze=False, height_ratios=heights)[:, 0]
+    image = None
+    for axes, ((model, emotion), table), (heads, layers) in zip(axes_of, panels, shapes, strict=True):
+        values, p = (
+            table.pivot(index="head", columns="layer", values=v).reindex(index=heads, columns=layers).to_numpy(float, na_value=np.nan)
+            for v in ("d_z", "p_bh")
+        )
+        image = draw_map(axes, values, ~(p < SIGNIFICANT), limit)
+        axes.set_yticks(range(len(heads)), [str(head) for head in heads])
+        axes.set_xticks(range(len(layers)), [str(layer) for layer in layers])
+        axes.set_title(f"{emotion}, {model}")
+        axes.set_ylabel(t["short_head"])
+    axes_of[-1].set_xlabel(t["short_layer"])
+    assert image is not None
+    _scale(figure, image, list(axes_of), t["axis_dz_own"], "both" if limit == LARGEST_D else "neither")
+    return figure
+
+
 def metric_matrix(comparison: Comparison, shown: pd.DataFrame, t: Mapping[str, str]) -> Figure | None:
     """Emotion by metric: the mean change of every score at the conditions shown; crosses where BH finds nothing."""
     if not len(shown):

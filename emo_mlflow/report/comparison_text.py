@@ -105,7 +105,9 @@ def sweeps(comparison: Comparison, t: Words) -> list[Block]:
                 if config["scope"] == "window"
                 else str(config["scope"]),
                 str(config["sequence_length"]),
-                ", ".join(f"{alpha:g}" for alpha in config["alphas"]) + f" ({config['alpha_unit']})",
+                str(config["operation"])
+                if source.phase == "head"
+                else ", ".join(f"{alpha:g}" for alpha in config["alphas"]) + f" ({config['alpha_unit']})",
                 str(source.prompts["prompt_id"].nunique()),
                 str(source.conditions["draw"].nunique()),
                 str(source.facts.get("device", "")),

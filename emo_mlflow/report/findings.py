@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from emo_mlflow.results import SweepResult
-from emo_mlflow.targets import target_metric
+from emo_mlflow.results import SweepResult, controlled
+from emo_mlflow.targets import expected_sign, target_metric
 
-SETTING = ["emotion", "layer", "alpha", "patch_window"]
 NLL = "fluency.nll"
 
 
@@ -21,6 +20,7 @@ class Finding:
     """An emotion's strongest condition.
 
     Attributes:
+        head: the head that was replaced; None for a direction.
         metric: the emotion's own label, or else the metric that moved most (`chosen` is then true).
         difference: mean over prompts of patched minus baseline.
         randoms: the same difference of every random control of the condition.
@@ -30,6 +30,7 @@ class Finding:
     emotion: str
     condition_id: str
     layer: int
+    head: int | None
     alpha: float
     window: int | None
     metric: str
@@ -50,12 +51,12 @@ def effect_table(result: SweepResult) -> pd.DataFrame:
 
 
 def findings(result: SweepResult) -> list[Finding]:
-    """The strongest condition of every emotion, by the largest mean difference of its target metric."""
-    table = effect_table(result)
-    return [_finding(emotion, table) for emotion in dict.fromkeys(table.loc[table["kind"] == "emotion", "emotion"])]
+    """The strongest condition of every emotion, by the largest mean difference of its target metric, in the direction expected."""
+    table, sign = effect_table(result), expected_sign(result.config.operation)
+    return [_finding(emotion, table, sign) for emotion in dict.fromkeys(table.loc[table["kind"] == "emotion", "emotion"])]
 
 
-def _finding(emotion: str, table: pd.DataFrame) -> Finding:
+def _finding(emotion: str, table: pd.DataFrame, sign: int) -> Finding:
     own = table[table["emotion"] == emotion]
     effects = own[own["kind"] == "emotion"]
     target = target_metric(emotion, set(effects["metric"]))
@@ -63,19 +64,15 @@ def _finding(emotion: str, table: pd.DataFrame) -> Finding:
     moved = scores["metric"].iloc[int(scores["d_z"].abs().fillna(0).to_numpy().argmax())]
     metric = target or str(moved)
     candidates = effects[effects["metric"] == metric]
-    size = candidates["mean_diff"] if target else candidates["mean_diff"].abs()
+    size = sign * candidates["mean_diff"] if target else candidates["mean_diff"].abs()
     best: Mapping[Any, Any] = candidates.iloc[int(size.fillna(-np.inf).to_numpy().argmax())].to_dict()
-    same = own[
-        (own["layer"] == best["layer"])
-        & (own["alpha"] == best["alpha"])
-        & _equal(own["patch_window"], best["patch_window"])
-    ]
-    randoms = same[(same["kind"] == "random") & (same["metric"] == metric)]["mean_diff"]
+    controls = own[(own["kind"] == "random") & (own["metric"] == metric)].to_dict("records")
     nll = effects[(effects["condition_id"] == best["condition_id"]) & (effects["metric"] == NLL)].iloc[0].to_dict()
     return Finding(
         emotion=emotion,
         condition_id=str(best["condition_id"]),
         layer=int(best["layer"]),
+        head=None if pd.isna(best["head"]) else int(best["head"]),
         alpha=float(best["alpha"]),
         window=None if pd.isna(best["patch_window"]) else int(best["patch_window"]),
         metric=metric,
@@ -85,11 +82,8 @@ def _finding(emotion: str, table: pd.DataFrame) -> Finding:
         patched=float(best["mean_patched"]),
         difference=float(best["mean_diff"]),
         d_z=float(best["d_z"]),
-        randoms=tuple(float(value) for value in randoms),
+        randoms=tuple(float(row["mean_diff"]) for row in controls if controlled(row) == controlled(best)),
         nll=float(nll["mean_patched"]),
         nll_baseline=float(nll["mean_baseline"]),
     )
 
-
-def _equal(column: pd.Series, value: Any) -> pd.Series:
-    return column.isna() if pd.isna(value) else column == value

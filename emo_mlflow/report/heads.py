@@ -1,4 +1,4 @@
-"""Figures and report of a model's heads: layer x head maps, and the strongest heads with their intervals."""
+"""Report of a sweep over heads: where direct effects are, what replacing heads did to the text, and whether the two agree."""
 
 from __future__ import annotations
 
@@ -10,54 +10,109 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from emo_mlflow.comparison.records import records
-from emo_mlflow.report.blocks import Block, Heading, Paragraph, Picture, Table, to_markdown
-from emo_mlflow.report.style import BASELINE, DIVERGING, INK, MUTED, PATCHED, new_figure, save
+from emo_mlflow.report.blocks import Block, Bullets, Heading, Paragraph, Picture, Table, to_markdown
+from emo_mlflow.report.findings import effect_table, findings
+from emo_mlflow.report.style import BASELINE, DIVERGING, INK, MUTED, PATCHED, RANDOM, new_figure, save
+from emo_mlflow.report.sweep import example_table, verdict, write_examples
+from emo_mlflow.results import SweepResult
+from emo_mlflow.targets import target_metric
 
 STRONGEST = 12
+DONE = {
+    "zero": "set to zero",
+    "mean": "replaced by its mean over neutral texts",
+    "patch": "replaced by its mean over the emotion's texts",
+    "restore": "replaced by its mean over neutral texts, while texts of the emotion are continued",
+}
 
 
-def write_heads_report(effects: pd.DataFrame, chosen: pd.DataFrame, model: str, target: int, folder: Path) -> None:
-    """Writes figures/*.png and report.md.
-
-    Args:
-        effects: emotion, layer, head, direct_effect, low, high of every head.
-        chosen: the rows of the heads that generation tests.
-    """
-    if effects["direct_effect"].isna().all():
-        text = "This model normalises what attention writes: its heads have no direct effects, and candidates are all heads."
-        (folder / "report.md").write_text(
-            to_markdown([Heading(f"Heads of {model}", 1), Paragraph(text)]), encoding="utf-8"
-        )
-        return
+def write_heads_report(result: SweepResult, folder: Path) -> None:
+    """Writes report.md, examples.json (MLflow's table format) and figures/*.png into `folder`."""
+    assert result.screen is not None
+    effects, target = result.screen.effects, result.screen.target_layer
+    tested, found = tested_heads(result), findings(result)
+    examples = example_table(result, found)
+    write_examples(examples, folder)
     share = f"share of the emotion's displacement after block {target}"
-    save(layer_head_map(effects, "direct_effect", share, chosen), folder / "figures" / "layer_head_map.png")
-    save(strongest_heads(effects, share), folder / "figures" / "strongest_heads.png")
     blocks: list[Block] = [
-        Heading(f"Heads of {model}", 1),
+        Heading(f"Heads of {result.config.model}", 1),
+        Bullets([verdict(item) for item in found]),
         Paragraph(
-            "A head's direct effect is what it writes itself along the emotion's direction, on texts that this was not fitted on, as a share "
-            "of the whole difference between the emotion's texts and the reference's. Heads, MLPs and the embedding together make 1; what a head "
-            "does through later blocks is not in it, and is what ablation in generation shows."
-        ),
-        Picture("figures/layer_head_map.png", "Direct effect of every head; framed: the heads chosen as candidates."),
-        Picture("figures/strongest_heads.png", "The strongest heads of each emotion, with 95% intervals over texts."),
-        Heading("Candidates"),
-        Table(
-            ("emotion", "layer", "head", "direct effect", "95% interval", "d"),
-            [
-                (
-                    str(row["emotion"]),
-                    str(row["layer"]),
-                    str(row["head"]),
-                    f"{row['direct_effect']:+.4f}",
-                    f"{row['low']:+.4f} to {row['high']:+.4f}",
-                    f"{row['d']:+.2f}",
-                )
-                for row in records(chosen.groupby("emotion", sort=False).head(STRONGEST))
-            ],
+            f"Each head's output was {DONE[result.config.operation]}, before the output projection. Each line is the head whose replacement "
+            "changed that emotion's own label most, of all that were tested, so its size is flattered by the choice; a comparison run "
+            "(emo-mlflow compare --phase head) tests all of them together."
         ),
     ]
+    if len(tested):
+        save(layer_head_map(tested, "mean_diff", "mean change of the emotion's own label"), folder / "figures" / "change.png")
+        blocks.append(Picture("figures/change.png", "Mean change of the emotion's own label when a head is replaced. Grey: not tested."))
+    if effects["direct_effect"].isna().all():
+        blocks.append(Paragraph("This model normalises what attention writes: its heads have no direct effects, and all were tested."))
+    else:
+        chosen = tested[tested["kind"] == "emotion"]
+        save(layer_head_map(effects, "direct_effect", share, chosen), folder / "figures" / "direct_effect.png")
+        save(strongest_heads(effects, share), folder / "figures" / "strongest_heads.png")
+        blocks += [
+            Heading("Direct effects"),
+            Paragraph(
+                "A head's direct effect is what it writes itself along the emotion's direction, on texts that this was not fitted on, as a "
+                "share of the whole difference between the emotion's texts and the reference's. Heads, MLPs and the embedding together make 1; "
+                "what a head does through later blocks is not in it."
+            ),
+            Picture("figures/direct_effect.png", "Direct effect of every head; framed: the heads that were chosen to be replaced."),
+            Picture("figures/strongest_heads.png", "The strongest heads of each emotion, with 95% intervals over texts."),
+        ]
+        if len(tested):
+            save(direct_against_change(tested, share), folder / "figures" / "direct_against_change.png")
+            text = "Direct effect of a head against what replacing it changed. Grey: control heads, drawn at random."
+            blocks.append(Picture("figures/direct_against_change.png", text))
+    blocks += [Heading("Heads that were replaced"), _table(tested), *_settings(result)]
     (folder / "report.md").write_text(to_markdown(blocks), encoding="utf-8")
+
+
+def tested_heads(result: SweepResult) -> pd.DataFrame:
+    """The conditions of emotions that have a metric of their own, with its mean_diff and d_z, NLL's rise, and their direct effects."""
+    assert result.screen is not None
+    table = effect_table(result)
+    metrics = set(table["metric"])
+    own = table[[target_metric(e, metrics) == m for e, m in zip(table["emotion"], table["metric"], strict=True)]]
+    nll = table[table["metric"] == "fluency.nll"].set_index("condition_id")["mean_diff"]
+    own = own.assign(nll_rise=own["condition_id"].map(nll), layer=own["layer"].astype(int), head=own["head"].astype(int))
+    return own.merge(result.screen.effects, on=["emotion", "layer", "head"], how="left")
+
+
+def _table(tested: pd.DataFrame) -> Table:
+    chosen = tested[tested["kind"] == "emotion"].sort_values("rank").groupby("emotion", sort=False).head(STRONGEST)
+    columns = ("emotion", "layer", "head", "direct effect", "95% interval", "change of own label", "d_z", "NLL rise")
+    rows = [
+        (
+            str(row["emotion"]),
+            str(row["layer"]),
+            str(row["head"]),
+            f"{row['direct_effect']:+.4f}",
+            f"{row['low']:+.4f} to {row['high']:+.4f}",
+            f"{row['mean_diff']:+.3f}",
+            f"{row['d_z']:+.2f}",
+            f"{row['nll_rise']:+.3f}",
+        )
+        for row in records(chosen)
+    ]
+    return Table(columns, rows)
+
+
+def _settings(result: SweepResult) -> list[Block]:
+    config = result.config
+    settings = {
+        "prompts": f"{len(result.prompts)} ({result.facts['prompt_source']}; {result.facts['prompt_split']})",
+        "conditions": f"{len(result.conditions)}, cells {result.facts['n_cells']}",
+        "layers": ", ".join(map(str, config.layers)),
+        "scope": config.scope,
+        "new tokens": f"{config.sequence_length} (at least {config.min_new_tokens}), temperature {config.temperature:g}",
+        "scorers": ", ".join(config.scorers),
+        "device": f"{result.facts['device']}, {config.dtype}",
+        "model fingerprint": str(result.facts["model_fingerprint"]),
+    }
+    return [Heading("Settings"), Table(("setting", "value"), list(settings.items()))]
 
 
 def layer_head_map(table: pd.DataFrame, value: str, label: str, framed: pd.DataFrame | None = None) -> Figure:
@@ -108,4 +163,26 @@ def strongest_heads(effects: pd.DataFrame, label: str) -> Figure:
         axes.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel("layer.head")
     figure.supxlabel(label, fontsize=9)
+    return figure
+
+
+def direct_against_change(tested: pd.DataFrame, label: str) -> Figure:
+    """A panel per emotion: what a head writes itself, against what replacing it changed; the strongest are named."""
+    emotions = list(dict.fromkeys(tested["emotion"]))
+    figure = new_figure(max(4.5, 3.2 * len(emotions)), 3.2)
+    for axes, emotion in zip(figure.subplots(1, len(emotions), squeeze=False, sharey=True)[0], emotions, strict=True):
+        own = tested[tested["emotion"] == emotion]
+        for kind, color in (("random", RANDOM), ("emotion", PATCHED)):
+            rows = own[own["kind"] == kind]
+            axes.scatter(rows["direct_effect"], rows["mean_diff"], s=22, color=color, lw=0, zorder=2 if kind == "random" else 3)
+        named = own[own["kind"] == "emotion"]
+        for row in records(named.loc[named["mean_diff"].abs().sort_values(ascending=False).index].head(3)):
+            text = f"{row['layer']}.{row['head']}"
+            axes.annotate(text, (row["direct_effect"], row["mean_diff"]), xytext=(4, 3), textcoords="offset points", fontsize=7)
+        axes.axhline(0, color=MUTED, lw=0.8, zorder=1)
+        axes.axvline(0, color=MUTED, lw=0.8, zorder=1)
+        axes.set_title(emotion, fontsize=10, fontweight="bold", loc="left")
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.supxlabel(label, fontsize=9)
+    figure.supylabel("mean change of the own label", fontsize=9)
     return figure

@@ -78,8 +78,10 @@ def draw_effects(comparison: Comparison, model: str, condition_id: str, metric: 
 
 
 def setting_name(row: Mapping[str, Any], t: Mapping[str, str]) -> str:
-    """Layer and strength of a condition, and its window where it has one."""
+    """Layer and strength or head of a condition, and its window where it has one."""
     window = "" if pd.isna(row["patch_window"]) else f", W = {int(row['patch_window'])}"
+    if not pd.isna(row["head"]):
+        return f"{t['short_layer']} {row['layer']}, {t['short_head']} {row['head']}{window}"
     return f"{t['short_layer']} {row['layer']}, α = {row['alpha']:g}{window}"
 
 

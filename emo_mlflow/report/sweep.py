@@ -27,13 +27,15 @@ def verdict(found: Finding) -> str:
     if found.difference == 0:
         return f"{found.emotion}: no condition changed {found.metric} (n = {found.n})."
     change = f"{found.metric} from {found.baseline:.2f} to {found.patched:.2f} ({found.difference:+.2f}, d_z {found.d_z:.2f}, n = {found.n})"
-    where = f"layer {found.layer}, alpha {found.alpha:g}" + (f", window {found.window}" if found.window else "")
+    where = f"layer {found.layer}, " + (f"alpha {found.alpha:g}" if found.head is None else f"head {found.head}")
+    where += f", window {found.window}" if found.window else ""
     moved = "moved" if found.chosen or found.difference < 0 else "raised"
+    controls = "directions" if found.head is None else "heads"
     text = f"{found.emotion}: {moved} {change} at {where}"
     if found.randoms:
         largest = max(abs(value) for value in found.randoms)
         beyond = "more than" if abs(found.difference) > largest else "no more than"
-        text += f"; {beyond} each of {len(found.randoms)} random directions (largest {largest:.2f})"
+        text += f"; {beyond} each of {len(found.randoms)} random {controls} (largest {largest:.2f})"
     return f"{text}; NLL {found.nll_baseline:.2f} to {found.nll:.2f}."
 
 
@@ -44,18 +46,20 @@ def verdicts(result: SweepResult) -> list[str]:
 
 def summary_lines(result: SweepResult) -> list[str]:
     """One screen for the terminal: per emotion its strongest condition."""
-    header = f"{'emotion':<12}{'metric':<26}{'layer':>5}{'alpha':>7}{'base':>7}{'patched':>9}{'diff':>7}{'d_z':>7}{'random':>8}{'NLL':>12}"
+    heads = result.screen is not None
+    setting = "head" if heads else "alpha"
+    header = f"{'emotion':<12}{'metric':<26}{'layer':>5}{setting:>7}{'base':>7}{'patched':>9}{'diff':>7}{'d_z':>7}{'random':>8}{'NLL':>12}"
     lines = [
         "",
-        "Strongest effect of each direction on its own label (random: largest of its random controls)",
+        f"Strongest effect of {'a head of each emotion' if heads else 'each direction'} on its own label (random: largest of its random controls)",
         "",
         header,
     ]
     for found in findings(result):
         largest = f"{max(found.randoms, key=abs):+.2f}" if found.randoms else "-"
         lines.append(
-            f"{found.emotion[:11]:<12}{found.metric[:25]:<26}{found.layer:>5}{found.alpha:>7g}{found.baseline:>7.2f}{found.patched:>9.2f}"
-            f"{found.difference:>+7.2f}{found.d_z:>7.2f}{largest:>8}{found.nll_baseline:>6.2f}>{found.nll:<5.2f}"
+            f"{found.emotion[:11]:<12}{found.metric[:25]:<26}{found.layer:>5}{found.head if heads else found.alpha:>7g}"
+            f"{found.baseline:>7.2f}{found.patched:>9.2f}{found.difference:>+7.2f}{found.d_z:>7.2f}{largest:>8}{found.nll_baseline:>6.2f}>{found.nll:<5.2f}"
         )
     failed = int(result.metrics.get("failed_cells", 0))
     return [*lines, *([f"{failed} cells failed; completions.parquet says why"] if failed else []), ""]
@@ -89,7 +93,7 @@ def example_table(result: SweepResult, found: Sequence[Finding]) -> pd.DataFrame
                 "score baseline": both[f"{item.metric} baseline"].astype(float),
                 "score patched": both[f"{item.metric} patched"].astype(float),
                 "layer": item.layer,
-                "alpha": item.alpha,
+                **({"alpha": item.alpha} if item.head is None else {"head": item.head}),
             }
         )
         change = (table["score patched"] - table["score baseline"]).abs()
@@ -107,12 +111,16 @@ def write_report(result: SweepResult, folder: Path) -> None:
     save(against_random(found), folder / "figures" / "against_random.png")
     save(effect_against_fluency(result), folder / "figures" / "effect_against_fluency.png")
     examples = example_table(result, found)
-    (folder / "examples.json").write_text(
-        examples.to_json(orient="split", index=False, force_ascii=False), encoding="utf-8"
-    )
+    write_examples(examples, folder)
     blocks = _blocks(result, found, examples)
     (folder / "report.md").write_text(to_markdown(blocks), encoding="utf-8")
     (folder / "report.html").write_text(to_html(blocks, folder, "en"), encoding="utf-8")
+
+
+def write_examples(examples: pd.DataFrame, folder: Path) -> None:
+    """Writes the table as MLflow's viewer reads it."""
+    text = examples.to_json(orient="split", index=False, force_ascii=False)
+    (folder / "examples.json").write_text(text, encoding="utf-8")
 
 
 def _blocks(result: SweepResult, found: Sequence[Finding], examples: pd.DataFrame) -> list[Block]:
