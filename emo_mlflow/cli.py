@@ -232,7 +232,8 @@ def log_model_command(
 ) -> None:
     """Log a condition of a sweep as an MLflow model that continues prompts under it, to load or to serve over HTTP.
 
-    Without --layer and --alpha it is the condition that raises the emotion's own label most without breaking the text.
+    Without --layer and --alpha it is the condition that raises the emotion's own label most without breaking the text. A call may set
+    alpha, max_new_tokens, temperature and seed; MLflow drops other parameters, with a warning.
     """
     from emo_mlflow.steered_choice import Wanted
     from emo_mlflow.steered_log import Request, log_model

@@ -28,7 +28,7 @@ from packaging.requirements import Requirement
 from emo_mlflow import __version__
 from emo_mlflow.errors import UserError
 from emo_mlflow.models import ModelSpec, resolve
-from emo_mlflow.run_context import KIND, run_context
+from emo_mlflow.run_context import KIND, check_store, run_context
 from emo_mlflow.steered import ARTIFACT, RECORDED, Generation, Settings, save_steered
 from emo_mlflow.steered_choice import Choice, Wanted, choose, measured, recommended
 from emo_mlflow.sweeps import Sweep, load_sweep
@@ -64,9 +64,12 @@ class Request:
 def log_model(request: Request, tracking_uri: str | None, experiment: str | None, say: Say) -> ModelInfo:
     """Logs a steered model in a run of its own, a child of the sweep's; says what it is and how to use it.
 
+    MLflow tries the input example on what it logs, so the base model is loaded once; where it is not to be had, MLflow warns.
+
     Raises:
-        UserError: for a run that is no finished sweep, a condition that cannot be, or a comparison that recommends none.
+        UserError: for a run that is no finished sweep, a condition that cannot be, a comparison that recommends none, or no server.
     """
+    check_store(tracking_uri)
     client = MlflowClient(tracking_uri)
     sweep, choice = _choice(request, client, tracking_uri)
     settings = settings_of(sweep, choice)

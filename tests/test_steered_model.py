@@ -230,6 +230,7 @@ def test_by_reference_the_base_model_must_be_there(place, active, tmp_path):
         (["--run-id", "0" * 32, "--emotion", "anger"], "there is no run"),
         (["--comparison", "0" * 32], "there is no run"),
         (["--comparison", "0" * 32, "--layer", "1"], "leave out --layer"),
+        (["--emotion", "anger", "--tracking-uri", "http://127.0.0.1:9"], "does not answer"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_one_line(place, words, message):
