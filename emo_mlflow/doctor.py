@@ -17,16 +17,18 @@ from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, distribution, metadata, requires, version
 from pathlib import Path
 
-from emo_mlflow.doctor_report import Check, Finding, one_line, report, within
+from emo_mlflow.doctor_report import Check, Finding, report, within
 
 DISTRIBUTION = "emo_mlflow"
 NETWORK_SECONDS = 5.0
 TESTED_PYTHONS = ((3, 10), (3, 13))
 HEADLINE = ("torch", "transformers", "mlflow", "onnxruntime")
 EXTRAS = {
-    "embedded": "training the embedded scorer (emo-mlflow train-scorer)",
-    "export": "exporting classifiers to ONNX (emo-mlflow export)",
-    "test": "running this package's own tests",
+    "docs": " for building the documentation",
+    "embedded": " for emo-mlflow train-scorer",
+    "export": " for emo-mlflow export",
+    "ray": " for engine=ray and mlflow run --backend emo-ray",
+    "test": " for this package's own tests",
 }
 GIB, MIB = 2**30, 2**20
 
@@ -265,7 +267,7 @@ def hub() -> Iterator[Finding]:
         yield Finding("hub", "note", f"{constants.ENDPOINT} answers with {error.code}", advice)
         return
     except (OSError, ValueError) as error:
-        yield Finding("hub", "note", f"{constants.ENDPOINT} cannot be reached ({one_line(error)})", advice)
+        yield Finding("hub", "note", f"{constants.ENDPOINT} cannot be reached ({getattr(error, 'reason', error)})", advice)
         return
     token = "with a token" if get_token() else "without a token; gated models need one (hf auth login)"
     yield Finding("hub", "ok", f"{constants.ENDPOINT} answers; {token}")
@@ -288,12 +290,13 @@ def hub_cache() -> Iterator[Finding]:
 def extras() -> Iterator[Finding]:
     """Which optional parts are installed, and what the others would be for."""
     for extra in metadata(DISTRIBUTION).get_all("Provides-Extra") or ():
-        missing, _ = unmet(extra)
-        purpose = EXTRAS.get(extra, extra)
+        missing, total = unmet(extra)
+        text = f"[{extra}]{EXTRAS.get(extra, '')}"
         if missing:
-            yield Finding("extras", "note", f"[{extra}] for {purpose}: {', '.join(missing)}", f'pip install "emo_mlflow[{extra}]"')
+            names = ", ".join(re.split(r"[^\w.-]", item)[0] for item in missing)
+            yield Finding("extras", "note", f"{text}: without {names}", f'pip install "emo_mlflow[{extra}]"')
         else:
-            yield Finding("extras", "ok", f"[{extra}] for {purpose}")
+            yield Finding("extras", "ok", f"{text}: all {total}")
 
 
 if __name__ == "__main__":
