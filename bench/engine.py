@@ -13,15 +13,10 @@ this one, so that all use one torch. Figures are medians over the repetitions. b
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import platform
 import statistics
-import subprocess
 import sys
-import sysconfig
 import time
-import venv
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -33,7 +28,8 @@ import numpy as np
 import platformdirs
 import torch
 import transformers
-from engine_work import NEO, QUICK, STUDY, Work
+from engine_environment import PeerProcess, peers_python
+from engine_work import CLOCKS, NEO, QUICK, STUDY, Work
 
 from emo_mlflow import decoding, generation
 from emo_mlflow.decoding import Decoding
@@ -48,7 +44,6 @@ WORKS = {"neo": NEO, "quick": QUICK, "study": STUDY}
 WINDOW = 3
 PEERS = ("transformer_lens", "steering-vectors", "transformers hooks", "transformers hooks, batch of 8")
 UNCACHED = "transformer_lens uncached"  # the only way to a window with its hooks
-SHARED = ("torch", "transformers", "tokenizers", "huggingface_hub", "numpy", "pandas", "pyarrow", "safetensors", "accelerate")
 
 
 @dataclass
@@ -80,8 +75,9 @@ class Run:
 class Ours:
     """The engine under test, on one model."""
 
-    def __init__(self, work: Work, device: str, dtype: str, fraction: float) -> None:
+    def __init__(self, work: Work, device: str, dtype: str, fraction: float, clock: str) -> None:
         self.work = work
+        self.clock = CLOCKS[clock]
         model = work.model()
         self.directions = work.directions(work.residual_norms(model))
         fuse_activations(model)  # as models.load does
@@ -106,10 +102,10 @@ class Ours:
         work, stack = self.work, self.stack
         engine = generation.Engine(self.stack, Decoding(work.n_steps, work.n_steps, 0.0, (0,)), as_numbers)
         rows = self.rows(scope)
-        with clock(decoding, "token_nll", lambda: stack.flops) as likelihoods:
-            start, flops = time.perf_counter(), stack.flops
+        with counted(decoding, "token_nll", self.clock, lambda: stack.flops) as likelihoods:
+            start, flops = self.clock(), stack.flops
             done = [completion for pack in engine.generate(rows) for completion in pack]
-            seconds = time.perf_counter() - start
+            seconds = self.clock() - start
         return Run(
             {completion.cell: completion.completion for completion in done},
             sum(completion.n_tokens for completion in done),
@@ -126,71 +122,28 @@ def as_numbers(batch: list[list[int]]) -> list[str]:
 
 
 @contextmanager
-def clock(owner: object, name: str, count: Callable[[], float]) -> Iterator[list[tuple[float, float]]]:
+def counted(
+    owner: object, name: str, clock: Callable[[], float], count: Callable[[], float]
+) -> Iterator[list[tuple[float, float]]]:
     """Collects, while open, the seconds of every call of a function and what a counter gained in them."""
     real, spent = getattr(owner, name), list[tuple[float, float]]()
 
     def timed(*args: Any, **kwargs: Any) -> Any:
-        start, counted = time.perf_counter(), count()
+        start, before = clock(), count()
         try:
             return real(*args, **kwargs)
         finally:
-            spent.append((time.perf_counter() - start, count() - counted))
+            spent.append((clock() - start, count() - before))
 
     with mock.patch.object(owner, name, timed):
         yield spent
-
-
-class PeerProcess:
-    """The other libraries, in a process of their environment; waits without work while ours is measured."""
-
-    def __init__(self, python: Path, work: str) -> None:
-        command = [str(python), str(Path(__file__).with_name("engine_peers.py")), work]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.versions = self._answer()
-
-    def _answer(self) -> dict[str, Any]:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        return dict(json.loads(line)) if line else {"error": "the peers' process has ended"}
-
-    def run(self, name: str, direction: int, layer: int) -> dict[str, Any]:
-        """seconds and texts of one condition, or error."""
-        assert self.process.stdin is not None
-        print(json.dumps({"name": name, "direction": direction, "layer": layer, "window": WINDOW}), file=self.process.stdin, flush=True)
-        return self._answer()
-
-    def close(self) -> None:
-        """Ends the process."""
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.process.wait(30)
-
-
-def peers_python(folder: Path) -> Path:
-    """The interpreter of the peers' environment, made if it is not there: this environment's packages, and the peers in front."""
-    python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-    done = folder / "installed"
-    if not done.exists():
-        print(f"installing the peers into {folder}", file=sys.stderr)
-        venv.create(folder, with_pip=True, clear=True)
-        purelib = subprocess.check_output([python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], text=True)
-        (Path(purelib.strip()) / "parent.pth").write_text(sysconfig.get_path("purelib") + "\n", encoding="utf-8")
-        constraints = folder / "constraints.txt"
-        from importlib.metadata import version
-
-        constraints.write_text("".join(f"{name}=={version(name)}\n" for name in SHARED), encoding="utf-8")
-        command = [python, "-m", "pip", "install", "--quiet", "-c", constraints, "transformer_lens", "steering-vectors"]
-        subprocess.run([str(part) for part in command], check=True)
-        done.touch()
-    return python
 
 
 def gemm_limit(ours: Ours, rows: int) -> float:
     """The best rate of any of the blocks' products at this batch, and of a large square one, in operations per second."""
     d, device, dtype = ours.work.d_model, ours.stack.device, ours.stack.dtype
     shapes = [(rows, d, d), (rows, d, 4 * d), (rows, 4 * d, d), (2048, 2048, 2048)]
-    return max(gemm_rate(device, dtype, *shape) for shape in shapes)
+    return max(gemm_rate(device, dtype, *shape, ours.clock) for shape in shapes)
 
 
 def measure(ours: Ours, peers: PeerProcess | None, scope: Scope, repetitions: int) -> tuple[dict[str, Speed], Run]:
@@ -206,7 +159,7 @@ def measure(ours: Ours, peers: PeerProcess | None, scope: Scope, repetitions: in
         direction, layer = repetition % work.n_directions, (5 + 3 * repetition) % work.n_layers
         for name in names:
             assert peers is not None
-            answer = peers.run(name, direction, layer)
+            answer = peers.run(name, direction, layer, WINDOW)
             if "error" in answer:
                 speeds[name].error = answer["error"]
                 continue
@@ -291,6 +244,7 @@ def options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--fraction", type=float, default=1.0, help="of the conditions; the whole is extrapolated")
+    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: processor seconds, for a machine with other work; one thread")
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--independence", type=int, nargs="?", const=1200, metavar="CELLS")
     return parser.parse_args(argv)
@@ -305,14 +259,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     name, repetitions = ("quick", 1) if given.quick else (given.work, given.repetitions)
     work = WORKS[name]
     print(f"{time.strftime('%Y-%m-%d')}, {platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, "
-          f"transformers {transformers.__version__}; {work.family} {work.n_layers} x {work.d_model}, {given.device} {given.dtype}")
-    ours = Ours(work, given.device, given.dtype, given.fraction)
+          f"transformers {transformers.__version__}; {work.family} {work.n_layers} x {work.d_model}, {given.device} {given.dtype}, "
+          f"{given.clock} clock")
+    ours = Ours(work, given.device, given.dtype, given.fraction, given.clock)
     n_cells = ours.n_conditions * work.n_prompts
     print(f"{work.n_prompts} prompts x {ours.n_conditions} conditions x {work.n_steps} tokens, {n_cells:,} cells and the baselines")
     peers = None
     if given.peers != "none" and not (given.quick and given.peers is None) and work is not STUDY:
         folder = Path(given.peers or platformdirs.user_cache_path("emo_mlflow") / "bench-peers")
-        peers = PeerProcess(peers_python(folder), name)
+        peers = PeerProcess(peers_python(folder), name, given.clock)
         print("peers:", ", ".join(f"{key} {value}" for key, value in peers.versions.items()))
     try:
         for scope in given.scopes.split(","):

@@ -9,13 +9,12 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import sys
-import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
-from engine_work import NEO, QUICK, Work
+from engine_work import CLOCKS, NEO, QUICK, Work
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
@@ -26,8 +25,9 @@ Texts = list[list[int]]
 class Peers:
     """One model in every library's form. Every peer maps (prompts, layer, vector, window) to the new tokens of each prompt."""
 
-    def __init__(self, work: Work) -> None:
+    def __init__(self, work: Work, clock: Callable[[], float]) -> None:
         self.work = work
+        self.clock = clock
         self.model = work.model()
         self.directions = torch.from_numpy(work.directions(work.residual_norms(self.model)))
         self.lens: Any = None
@@ -37,9 +37,9 @@ class Peers:
         if name.startswith("transformer_lens") and self.lens is None:
             self.lens = transformer_lens_model(self.model, self.work)
         peer: Callable[..., Texts] = PEERS[name]
-        start = time.perf_counter()
+        start = self.clock()
         texts = peer(self, self.work.prompts(), layer, self.directions[direction, layer], window)
-        return time.perf_counter() - start, texts
+        return self.clock() - start, texts
 
 
 @contextmanager
@@ -167,7 +167,7 @@ PEERS: dict[str, Callable[..., Texts]] = {
 def main() -> None:
     """Answers requests until standard input ends. The first line sent says which versions are here."""
     answers, sys.stdout = sys.stdout, sys.stderr
-    peers = Peers({"neo": NEO, "quick": QUICK}[sys.argv[1]])
+    peers = Peers({"neo": NEO, "quick": QUICK}[sys.argv[1]], CLOCKS[sys.argv[2]])
 
     def answer(payload: object) -> None:
         print(json.dumps(payload), file=answers, flush=True)

@@ -5,6 +5,7 @@ Imported by the benchmark and by the process that runs the other libraries, so i
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +15,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, GPTNeoConfig, GPTNeoForCau
 # Multiplies the random initialisation, so that texts differ between prompts and conditions, as a trained model's do.
 WEIGHT_SCALE = 3.0
 ALPHA_IN_NORMS = 0.5  # the directions' length, in norms of the residual stream at their layer
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
 @dataclass(frozen=True)
