@@ -271,7 +271,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("peers:", ", ".join(f"{key} {value}" for key, value in peers.versions.items()))
     try:
         for scope in given.scopes.split(","):
-            rate = gemm_limit(ours, min(n_cells, generation.CPU_BATCH))
+            most = generation.CPU_BATCH if ours.stack.device.type == "cpu" else generation.GPU_BATCH
+            rate = gemm_limit(ours, min(n_cells, most))
             speeds, run = measure(ours, peers, scope, repetitions)
             report(scope, speeds, run, rate)
             if ours.n_conditions < work.n_conditions:
