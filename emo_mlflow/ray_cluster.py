@@ -71,7 +71,7 @@ def connected(address: str) -> Iterator[None]:
         yield
     except RayTaskError as error:
         if isinstance(error.cause, UserError):
-            raise UserError(str(error.cause)) from None
+            raise UserError(str(error.cause).partition("\n")[0]) from None  # Ray adds lines about its settings
         raise
     except RayError as error:
         raise UserError(

@@ -29,7 +29,7 @@ from emo_mlflow.cli import main
 from emo_mlflow.config import make_config, work_hash
 from emo_mlflow.errors import UserError
 from emo_mlflow.ray_backend import RayBackend, read_cluster, store_for_job
-from emo_mlflow.ray_cluster import check_ray, make_pools
+from emo_mlflow.ray_cluster import check_ray, connected, make_pools
 from emo_mlflow.session import spool_folder
 
 needs_ray = pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed: pip install 'emo_mlflow[ray]'")
@@ -256,6 +256,21 @@ def test_actors_are_what_the_cluster_has():
         make_pools([{"CPU": 4.0}], "cuda")
     with pytest.raises(UserError, match="no CPU"):
         make_pools([{"CPU": 0.0, "GPU": 1.0}], "auto")
+
+
+@needs_ray
+def test_a_users_mistake_on_a_node_is_one_line_here(monkeypatch):
+    """As in one process; Ray wraps it in a traceback and adds lines about its own settings. Other errors keep their traceback."""
+    import ray
+    from ray.exceptions import ActorDiedError, RayTaskError
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    for cause, found in ((UserError("mend it\nFailed to apply UDF"), UserError), (KeyError("ours"), RayTaskError)):
+        with pytest.raises(found) as caught, connected("local"):
+            raise RayTaskError("stage", "a traceback", cause)
+        assert found is RayTaskError or str(caught.value) == "mend it"
+    with pytest.raises(UserError, match="resume"), connected("local"):
+        raise ActorDiedError()
 
 
 def test_where_it_runs_is_not_what_it_computes():
