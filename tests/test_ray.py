@@ -160,7 +160,7 @@ def test_runs_as_ray_jobs(place, project):
             stopped.cancel()  # once more does nothing
         run = client.get_run(done.run_id)
         assert run.info.status == "FINISHED" and run.data.metrics["ray.generation_actors"] >= 1
-        assert run.data.params["alphas"] == "1,1e38" and run.data.tags["mlflow.project.backend"] == "emo-ray"
+        assert run.data.params["alphas"] == "1,1e38" and run.data.tags["emo.ray_job"] == f"emo-{done.run_id}"
         assert len(load_sweep(done.run_id, client.tracking_uri).completions) == 3 * (1 + 3 * 2 * 2)
         failed = client.get_run(wrong.run_id)
         assert failed.info.status == "FAILED" and "joy" in failed.data.tags["emo.failure"]
