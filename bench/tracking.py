@@ -88,7 +88,8 @@ def main() -> None:
     print(f"{len(plan.conditions) - 1} conditions, {plan.n_cells} texts of {asked.tokens} tokens", flush=True)
     with tempfile.TemporaryDirectory() as folder, server(Path(folder)) as address, own_retries():
         stores = {"without": None, "SQLite": f"sqlite:///{folder}/own.db", "HTTP": address}
-        sweep(plan, stores["SQLite"])  # makes the database, and warms everything up
+        with SweepRun.open(plan.config, tracking_uri=stores["SQLite"]):
+            pass  # makes the database
         found: dict[str, list[tuple[float, float]]] = {name: [] for name in stores}
         for _ in range(asked.rounds):
             for name, uri in stores.items():

@@ -14,7 +14,7 @@ from emo_mlflow.cards import cache_folder
 from emo_mlflow.config import work_hash
 from emo_mlflow.errors import UserError
 from emo_mlflow.prompts import fit_hash
-from emo_mlflow.spool import Spool
+from emo_mlflow.spool import CELLS, Spool
 from emo_mlflow.sweep import Plan
 from emo_mlflow.types import digest
 
@@ -65,15 +65,9 @@ def discard(run_id: str) -> None:
     shutil.rmtree(spool_folder(run_id), ignore_errors=True)
 
 
-def check_run_id(text: str) -> str:
-    """A run's id as it is.
-
-    Raises:
-        UserError: if it is none: it becomes part of a path.
-    """
-    if not RUN_ID.fullmatch(text):
-        raise UserError(f"resume={text!r} is neither none, auto nor the id of a run: ids have 32 hexadecimal digits")
-    return text
+def is_run_id(text: str) -> bool:
+    """Whether a text can be a run's id; nothing else becomes part of a path."""
+    return RUN_ID.fullmatch(text) is not None
 
 
 def started_with(run_id: str, given: Mapping[str, str]) -> tuple[str, dict[str, str]]:
@@ -106,7 +100,7 @@ def unfinished(work: str, is_there: Callable[[str], bool]) -> str | None:
     Args:
         is_there: whether the tracking store has a run of this id.
     """
-    folders = [path.parent for path in _root().glob("*/cells.spool") if RUN_ID.fullmatch(path.parent.name)]
+    folders = [path.parent for path in _root().glob(f"*/{CELLS}") if is_run_id(path.parent.name)]
     for folder in sorted(folders, key=lambda folder: folder.stat().st_mtime, reverse=True):
         try:
             header = Spool(folder).header()

@@ -19,8 +19,8 @@ from emo_mlflow.cards import cache_folder
 from emo_mlflow.config import make_config
 from emo_mlflow.errors import UserError
 from emo_mlflow.resume import (
-    check_run_id,
     discard,
+    is_run_id,
     record_folder,
     sole_worker,
     spool_folder,
@@ -28,7 +28,7 @@ from emo_mlflow.resume import (
     unfinished,
     work_id,
 )
-from emo_mlflow.spool import Spool
+from emo_mlflow.spool import CELLS, Spool
 from emo_mlflow.types import Cell, Completion, HeadConfig, SweepConfig
 
 if TYPE_CHECKING:
@@ -85,8 +85,10 @@ def run_sweep_session(
             if config.resume in ("none", "auto"):
                 check_store(tracking_uri)
                 _start(config, request)
+            elif is_run_id(config.resume):
+                _resume(config.resume, request)
             else:
-                _resume(check_run_id(config.resume), request)
+                raise UserError(f"resume={config.resume!r} is neither none, auto nor the id of a run: ids have 32 hexadecimal digits")
         except UserError as error:
             mark_failed(str(error), tracking_uri)
             raise
@@ -106,9 +108,15 @@ def run_upload_session(source: str, tracking_uri: str | None, say: Say) -> None:
     from emo_mlflow.run_context import check_store, store_to_return_to
     from emo_mlflow.tracking import upload
 
-    folder = Path(source) if Path(source).is_dir() else spool_folder(check_run_id(source))
+    if not Path(source).is_dir() and not is_run_id(source):
+        raise UserError(f"{source!r} is neither a folder nor the id of a run: ids have 32 hexadecimal digits")
+    folder = Path(source) if Path(source).is_dir() else spool_folder(source)
+    if not (folder / CELLS).exists():
+        raise UserError(f"{folder} has nothing to upload: the run is logged already, or was begun on another machine")
     header = Spool(folder).header()
-    run_id = check_run_id(header["run_id"])
+    run_id = str(header["run_id"])
+    if not is_run_id(run_id):
+        raise UserError(f"{folder / CELLS} names no run")
     if not (folder / record_folder(run_id).name).exists():
         raise UserError(f"run {run_id} is not finished: go on with emo-mlflow sweep --resume {run_id}")
     uri = store_to_return_to(tracking_uri, header["store"])

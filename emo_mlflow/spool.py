@@ -11,6 +11,8 @@ from typing import Any
 
 from emo_mlflow.errors import UserError
 
+CELLS = "cells.spool"
+
 
 class Spool:
     """A file whose first line says what the work is, and whose further lines each hold a batch of finished records.
@@ -20,7 +22,7 @@ class Spool:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.path = folder / "cells.spool"
+        self.path = folder / CELLS
 
     def begin(self, header: dict[str, Any]) -> None:
         """Starts the file, or checks that it was started for the same work.

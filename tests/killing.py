@@ -61,6 +61,7 @@ def kill_after(words: Sequence[str], setup: Setup, seconds: float) -> bool:
     if process.exitcode is None:
         process.kill()
         process.join()
+    assert process.exitcode in (0, -signal.SIGKILL), output(setup.folder)[-3000:]
     return process.exitcode == -signal.SIGKILL
 
 

@@ -149,6 +149,10 @@ def test_killed_at_random_moments_it_goes_on_and_ends_the_same(place):
 def test_resuming_refuses_what_is_not_the_same_sweep(place, monkeypatch):
     assert "nor the id" in invoke("sweep", "--resume", "../../etc").output
     assert "nothing to resume" in invoke("sweep", "--resume", "0" * 32).output
+    assert "neither a folder nor the id" in invoke("upload", "../../etc").output
+    assert "nothing to upload" in invoke("upload", "0" * 32).output
+    (place / "cells.spool").write_text("")
+    assert invoke("upload", str(place)).exit_code == 2
 
 
 def test_an_interrupt_says_how_to_go_on(place, monkeypatch):

@@ -150,7 +150,7 @@ def test_a_server_that_stays_away_leaves_a_sweep_to_upload(server, proxy, place,
     assert result.exit_code == 0 and "load_sweep" in result.output, result.output
     check_logged_once(server.uri, run_id)
     result = invoke(["upload", run_id])
-    assert result.exit_code == 2 and "nothing to resume" in result.output
+    assert result.exit_code == 2 and "nothing to upload" in result.output
 
 
 @pytest.mark.slow

@@ -114,6 +114,7 @@ def test_killed_in_every_phase_it_ends_the_same(place):
 @pytest.mark.slow
 def test_killed_at_twenty_random_moments_it_ends_the_same(place):
     """The moments are spread over the whole life of the process, from its first line to its last."""
+    killing.run(["--version"], Setup(place))  # loads the libraries
     lasts = killing.seconds(lambda: killing.run(words(place), Setup(place)))
     whole = contents(place, finished(place)[0])
     rng = np.random.default_rng(7)
@@ -121,7 +122,11 @@ def test_killed_at_twenty_random_moments_it_ends_the_same(place):
     while kills < 20:
         kills_before, packs_before = kills, killing.packs_decoded(place)
         kept: list[tuple[object, ...]] = []
-        while killing.kill_after(words(place, "--resume=auto"), Setup(place), float(rng.uniform(0.1, 1.1)) * lasts):
+        while True:
+            begin = time.monotonic()
+            if not killing.kill_after(words(place, "--resume=auto"), Setup(place), float(rng.uniform(0.05, 1.0)) * lasts):
+                lasts = min(lasts, time.monotonic() - begin)  # other work on the machine makes it slower, never faster
+                break
             kills += 1
             now = cells_kept()
             assert now[: len(kept)] == kept and len(set(now)) == len(now)
