@@ -131,7 +131,8 @@ def make_pools(nodes: Sequence[Mapping[str, float]], device: str) -> Pools:
     if device.startswith("cuda") and not gpus:
         raise UserError(f"device={device}: the Ray cluster has no GPU; use device=auto or cpu, or add a node with GPUs")
     if gpus and not device.startswith(("cpu", "mps")):
-        return Pools("cuda", gpus, {"num_gpus": 1}, max(1, sum(cpus) - gpus), 1)
+        # No CPU is reserved beside a GPU, or a cluster with as many of each would have none to score on.
+        return Pools("cuda", gpus, {"num_gpus": 1, "num_cpus": 0}, max(1, sum(cpus) - gpus), 1)
     least = min(cpus)
     per_scorer = 1.0 if least > 1 else 0.25
     n = sum(count // least for count in cpus)

@@ -246,7 +246,8 @@ def test_another_cluster_in_the_environment_is_not_used_silently(monkeypatch):
 def test_actors_are_what_the_cluster_has():
     """A generation actor per GPU; else one per node, and room for scoring beside it: without, nothing would ever be scored."""
     gpus = make_pools([{"CPU": 8.0}, {"CPU": 16.0, "GPU": 4.0}, {"CPU": 16.0, "GPU": 4.0}], "auto")
-    assert (gpus.device, gpus.generators, gpus.reserved, gpus.scorers) == ("cuda", 8, {"num_gpus": 1}, 32)
+    assert (gpus.device, gpus.generators, gpus.reserved, gpus.scorers) == ("cuda", 8, {"num_gpus": 1, "num_cpus": 0}, 32)
+    assert make_pools([{"CPU": 1.0, "GPU": 1.0}], "auto").scorers == 1
     for nodes in ([{"CPU": 1.0}, {"CPU": 1.0}], [{"CPU": 2.0}], [{"CPU": 8.0}, {"CPU": 16.0}], [{"CPU": 16.0, "GPU": 4.0}]):
         found = make_pools(nodes, "cpu")
         total = sum(node["CPU"] for node in nodes)
@@ -264,6 +265,8 @@ def test_a_users_mistake_on_a_node_is_one_line_here(monkeypatch):
     import ray
     from ray.exceptions import ActorDiedError, RayTaskError
 
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.setenv("RAY_BACKEND_LOG_LEVEL", "fatal")
     monkeypatch.setattr(ray, "is_initialized", lambda: True)
     for cause, found in ((UserError("mend it\nFailed to apply UDF"), UserError), (KeyError("ours"), RayTaskError)):
         with pytest.raises(found) as caught, connected("local"):
