@@ -1,6 +1,6 @@
 # make sweep   a small sweep of a real model, end to end        make test   what CI runs
 # make ui      look at the results                             make lint   ruff and mypy alone
-# make dist    a wheel and an sdist in dist/
+# make dist    a wheel and an sdist in dist/                    make docs    the documentation, in build/docs
 # Everything is installed once into $(VENV), at the versions in constraints.txt.
 
 VENV ?= .venv
@@ -14,7 +14,7 @@ MLFLOW_TRACKING_URI ?= sqlite:///mlflow.db
 BIN := $(abspath $(VENV))/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup sweep test lint ui dist
+.PHONY: setup sweep test lint ui dist docs
 
 setup: $(STAMP)
 
@@ -49,6 +49,13 @@ dist: $(STAMP)
 			| gzip -9n >dist/$$name.tar.gz; \
 	done
 	ls -l dist
+
+$(VENV)/.docs: $(STAMP)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[docs]"
+	touch $@
+
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --config-file docs/site/mkdocs.yml
 
 ui: $(STAMP)
 	$(BIN)/mlflow ui --backend-store-uri "$(MLFLOW_TRACKING_URI)"
