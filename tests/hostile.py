@@ -130,6 +130,15 @@ def _json_value(data: bytes, rng: random.Random) -> bytes:
     return json.dumps(box[""]).encode()
 
 
+def corrupted_header(valid: bytes, seed: int, count: int) -> Iterator[bytes]:
+    """Variants of a safetensors file whose header is whole JSON with wrong values."""
+    rng = random.Random(seed)
+    length = int.from_bytes(valid[:8], "little")
+    for _ in range(count):
+        header = _json_value(valid[8 : 8 + length], rng)
+        yield len(header).to_bytes(8, "little") + header + valid[8 + length :]
+
+
 def write(path: Path, content: bytes) -> Path:
     """Writes a file and the folders above it."""
     path.parent.mkdir(parents=True, exist_ok=True)
