@@ -18,6 +18,7 @@ from emo_mlflow.types import VectorFormat
 
 FORMATS = get_args(VectorFormat)
 
+STORES = ("mlflow", "sqlalchemy", "alembic")  # whose errors are about the store: its address, its tables, its answers
 STORE_OPTIONS = (
     click.option(
         "--tracking-uri", default=None, help="MLflow tracking store; default: MLFLOW_TRACKING_URI or ./mlflow.db."
@@ -40,17 +41,24 @@ class Group(click.Group):
         """Runs the command."""
         try:
             return super().invoke(ctx)
-        except UserError as error:
-            click.echo(f"Error: {error}", err=True)
-            sys.exit(2)
-        except OSError as error:
-            if error.errno == errno.EPIPE:
-                raise
-            click.echo(f"Error: {' '.join(str(error).split())[:1000]}", err=True)
-            sys.exit(2)
         except KeyboardInterrupt:
             click.echo("Interrupted.", err=True)
             sys.exit(130)
+        except Exception as error:
+            if (text := plainly(error)) is None:
+                raise
+            click.echo(f"Error: {text}", err=True)
+            sys.exit(2)
+
+
+def plainly(error: Exception) -> str | None:
+    """One line for a person's mistake, for what the system refuses, and for what the tracking store says; None for a fault of the program."""
+    if isinstance(error, UserError):
+        return str(error)
+    line = " ".join(str(error).split())[:1000]
+    if isinstance(error, OSError) and error.errno != errno.EPIPE:
+        return line
+    return f"the tracking store: {line}" if type(error).__module__.split(".")[0] in STORES else None
 
 
 Command = Callable[..., Any]
