@@ -41,6 +41,8 @@ from emo_mlflow.stages import Generation, Grid, Scoring, cell_batch, completions
 from emo_mlflow.tables import Work, assemble
 from emo_mlflow.types import Cell, Completion, Condition, Prompt, SweepConfig
 
+MOST_CONDITIONS = 1_000_000  # a gigabyte of them
+
 Progress = Callable[[int, int, Mapping[str, float]], None]
 
 
@@ -117,9 +119,16 @@ class Plan(Grid):
 
 
 def make_conditions(config: SweepConfig) -> tuple[Condition, ...]:
-    """The baseline, then each emotion's conditions, each followed by its random controls. Layers and emotions must be resolved."""
+    """The baseline, then each emotion's conditions, each followed by its random controls. Layers and emotions must be resolved.
+
+    Raises:
+        UserError: for more than can be listed.
+    """
     assert config.emotions is not None and not isinstance(config.layers, str)
     windows: tuple[int | None, ...] = config.patch_window if config.scope == "window" else (None,)
+    settings = len(config.emotions) * len(windows) * len(config.alphas) * len(config.layers)
+    if (count := 1 + settings * (1 + config.num_random)) > MOST_CONDITIONS:
+        raise UserError(f"{count} conditions are more than a sweep holds ({MOST_CONDITIONS}): take fewer layers, alphas or num_random")
     found = [Condition("baseline")]
     for emotion, window, alpha, layer in itertools.product(config.emotions, windows, config.alphas, config.layers):
         condition = Condition(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from functools import cached_property
@@ -18,6 +17,7 @@ from mlflow.exceptions import MlflowException
 from emo_mlflow.directions import load_directions
 from emo_mlflow.errors import UserError
 from emo_mlflow.run_context import KIND
+from emo_mlflow.sweep_files import read_config_file, read_table
 from emo_mlflow.types import Direction
 
 PHASES = {"residual": "sweep", "head": "heads"}  # of a study, and the kind of run that each leaves
@@ -47,11 +47,11 @@ class Sweep:
             raise UserError(f"run {self.run_id} has no artifact {name}: {str(error).splitlines()[0]}") from None
 
     def _table(self, name: str) -> pd.DataFrame:
-        return pd.read_parquet(self._fetch(f"{name}.parquet"))
+        return read_table(self._fetch(f"{name}.parquet"), name, self.run_id)
 
     @cached_property
     def _config_file(self) -> dict[str, Any]:
-        return dict(json.loads(self._fetch("config.json").read_text(encoding="utf-8")))
+        return read_config_file(self._fetch("config.json"), self.run_id)
 
     @property
     def config(self) -> Mapping[str, Any]:

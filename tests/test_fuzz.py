@@ -7,6 +7,7 @@ this way has a test of its own in test_fuzz_findings.py, or beside the module th
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,12 +21,15 @@ from tiny_scorers import seal, write_scorer
 
 from emo_mlflow import directions, vector_files
 from emo_mlflow.cards import CARD, GRAPH, TOKENIZER, dump_card, load_card
+from emo_mlflow.comparison import Source, compare_sweeps
 from emo_mlflow.errors import UserError
 from emo_mlflow.layers import BlockStack
+from emo_mlflow.legacy import export_legacy
 from emo_mlflow.models import check, load, resolve
 from emo_mlflow.prompts import load_prompts
 from emo_mlflow.score_cache import ScoreCache
 from emo_mlflow.scorers import load_scorers
+from emo_mlflow.sweeps import Sweep
 from emo_mlflow.types import Direction
 from emo_mlflow.weights import count_parameters, read_header, weights_digest
 
@@ -182,3 +186,103 @@ def test_score_caches(place):
         found.write("f", {"c": np.zeros(3, np.float32)})
 
     throw((place / "valid.db").read_bytes(), read, 8, CASES or 40)
+
+
+# Runs.
+
+
+@pytest.fixture(scope="module")
+def artifacts(tmp_path_factory):
+    """The artifacts of a sweep, as tracking writes them."""
+    from synthetic import synthetic_sweep
+
+    from emo_mlflow.tracking import write_artifacts
+
+    folder = tmp_path_factory.mktemp("run")
+    write_artifacts(synthetic_sweep("model-a", n_prompts=3, n_layers=2, n_random=2, alphas=(1.0,)), folder)
+    return folder
+
+
+def sweep_in(folder: Path) -> Sweep:
+    """A sweep whose artifacts are files in a folder."""
+
+    class Local(Sweep):
+        def __init__(self) -> None:
+            self.run_id, self.status = "0" * 32, "FINISHED"
+
+        def _fetch(self, name: str) -> Path:
+            return folder / name
+
+    return Local()
+
+
+def use(folder: Path) -> None:
+    """What a comparison and an export read."""
+    sweep = sweep_in(folder)
+    source = Source(
+        sweep.run_id, str(sweep.config["model"]), sweep.config, sweep.facts, sweep.prompts, sweep.conditions, sweep.completions, sweep.scores
+    )
+    compare_sweeps([source], n_bootstrap=10)
+    export_legacy(sweep, folder / "legacy")
+    assert sweep.directions and len(sweep.effects)
+
+
+@pytest.mark.parametrize("name", ["config.json", "prompts.parquet", "conditions.parquet", "completions.parquet", "scores.parquet",
+                                  "effects.parquet", "directions.safetensors"])  # fmt: skip
+def test_artifacts_of_runs(name, artifacts, place):
+    """A run on somebody's server, file by file, as `compare` and `export-legacy` use it."""
+    folder = place / "run"
+    folder.mkdir()
+    for path in artifacts.iterdir():
+        if path.is_file():
+            (folder / path.name).write_bytes(path.read_bytes())
+    valid = (folder / name).read_bytes()
+
+    def read(content: bytes) -> None:
+        (folder / name).write_bytes(content)
+        use(folder)
+
+    throw(valid, read, 9, CASES or 20, header=name.endswith("safetensors"))
+
+
+@pytest.mark.parametrize("name", ["conditions", "completions", "scores", "prompts"])
+def test_tables_of_runs(name, artifacts, place):
+    """Whole parquet files with wrong columns, rows and values: what a damaged byte seldom makes."""
+    folder = place / "run"
+    folder.mkdir()
+    for path in artifacts.iterdir():
+        if path.is_file():
+            (folder / path.name).write_bytes(path.read_bytes())
+    valid = pd.read_parquet(folder / f"{name}.parquet")
+    rng = random.Random(10)
+    for _ in range(CASES or 25):
+        table = _wrong(valid, rng)
+        try:
+            table.to_parquet(folder / f"{name}.parquet", index=False)
+        except Exception:  # no parquet file can hold it
+            continue
+        try:
+            use(folder)
+        except UserError as error:
+            assert_clear(error)
+
+
+def _wrong(table: pd.DataFrame, rng: random.Random) -> pd.DataFrame:
+    column = rng.choice(list(table.columns))
+    kind = rng.randrange(8)
+    if kind == 0:
+        return table.drop(columns=column)
+    if kind == 1:
+        return table.rename(columns={column: rng.choice(["x", "", "../x", *table.columns])})
+    if kind == 2:
+        return table.iloc[: rng.randrange(len(table))]
+    if kind == 3:
+        return pd.concat([table, table.iloc[: rng.randrange(1, 4)]])
+    if kind == 4:
+        return table.sample(frac=1, random_state=rng.randrange(100))
+    value = rng.choice([None, float("nan"), float("inf"), -1, 10**12, "x", "", "baseline", "emotion", "random", True, b"x", [1], {"a": 1}])
+    made = table.astype({column: object})
+    rows = range(len(table)) if kind == 5 else rng.sample(range(len(table)), rng.randrange(1, 4))
+    for row in rows:
+        made.iat[row, list(made.columns).index(column)] = value
+    return made if kind < 7 else made.infer_objects()
