@@ -36,7 +36,7 @@ def integer(least: int) -> Callable[[str], int]:
     """Reads a whole number of at least `least`."""
 
     def parse(text: str) -> int:
-        if not re.fullmatch(r"[+-]?\d+", text) or int(text) < least:
+        if not re.fullmatch(r"[+-]?\d{1,18}", text) or int(text) < least:
             raise UserError(f"is not a whole number of at least {least}")
         return int(text)
 
@@ -93,7 +93,8 @@ def emotions(text: str) -> tuple[str, ...] | None:
 
 def layers(text: str) -> str:
     """A choice of layers, resolved once the model is known (`config.resolve_layers`)."""
-    if not re.fullmatch(r"all(/[1-9]\d*)?|\d+(-\d+(/[1-9]\d*)?)?(,\d+(-\d+(/[1-9]\d*)?)?)*", text.replace(" ", "")):
+    part = r"\d{1,6}(-\d{1,6}(/[1-9]\d{0,5})?)?"
+    if not re.fullmatch(rf"all(/[1-9]\d{{0,5}})?|{part}(,{part})*", text.replace(" ", "")):
         raise UserError("is not a choice of layers: use all, all/6 (every sixth), 0-11, 0-11/2 or 0,3,6")
     return text.replace(" ", "")
 

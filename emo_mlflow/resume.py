@@ -103,9 +103,9 @@ def unfinished(work: str, is_there: Callable[[str], bool]) -> str | None:
     folders = [path.parent for path in _root().glob(f"*/{CELLS}") if is_run_id(path.parent.name)]
     for folder in sorted(folders, key=lambda folder: folder.stat().st_mtime, reverse=True):
         try:
-            header = Spool(folder).header()
+            found = Spool(folder).header()["work"]
         except UserError:
             continue
-        if header["work"] == work and is_there(folder.name):
+        if found == work and is_there(folder.name):
             return folder.name
     return None

@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -123,7 +123,7 @@ def run_upload_session(source: str, tracking_uri: str | None, say: Say) -> None:
     with own_retries(), sole_worker(run_id):
         check_store(uri)
         lines = upload(folder / record_folder(run_id).name, run_id, uri, say)
-        shutil.rmtree(folder)
+        _remove_uploaded(folder, folder / record_folder(run_id).name)
     for line in lines:
         say(line)
 
@@ -143,6 +143,14 @@ def _terminable() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _remove_uploaded(folder: Path, record: Path) -> None:
+    """Removes what was logged, and the folder if nothing else lies in it: it may be one that a person named."""
+    shutil.rmtree(record)
+    Spool(folder).path.unlink()
+    with suppress(OSError):
+        folder.rmdir()
 
 
 def _start(config: SweepConfig, request: Request) -> None:
@@ -265,7 +273,10 @@ def _begin(plan: Plan, tracked: SweepRun, request: Request) -> Spool:
 
 def _compute(plan: Plan, spool: Spool, tracked: SweepRun) -> SweepResult:
     """Runs what is left, each pack on disk before it is counted."""
-    done = [_completion(record) for record in spool.read()]
+    try:
+        done = [_completion(record) for record in spool.read()]
+    except (TypeError, KeyError):
+        raise UserError(f"{spool.path} holds cells of another version: remove it and start the sweep anew") from None
     tracked.announce(plan.config, plan.conditions)
     with tqdm(total=plan.n_cells, unit="cell", disable=None, file=sys.stderr) as bar:
 

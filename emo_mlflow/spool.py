@@ -14,6 +14,19 @@ from emo_mlflow.errors import UserError
 CELLS = "cells.spool"
 
 
+class Header(dict[str, Any]):
+    """What a spool says of its work. What it does not say was not asked for by the version that wrote it."""
+
+    def __init__(self, path: Path, values: Any) -> None:
+        self.path = path
+        if not isinstance(values, dict):
+            raise UserError(f"{path} does not begin with what its work is: remove it and start the sweep anew")
+        super().__init__(values)
+
+    def __missing__(self, key: str) -> Any:
+        raise UserError(f"{self.path} does not say its {key}: another version wrote it; remove it and start the sweep anew")
+
+
 class Spool:
     """A file whose first line says what the work is, and whose further lines each hold a batch of finished records.
 
@@ -33,14 +46,18 @@ class Spool:
         lines = self._lines()
         if not lines:
             self._write(header)
-        elif lines[0]["work"] != header["work"]:
+        elif Header(self.path, lines[0])["work"] != header["work"]:
             raise UserError(
                 f"{self.path} holds cells of a sweep with other settings, or the data set or the model changed since: "
                 "resume with what it was started with, or start a new run"
             )
 
-    def header(self) -> dict[str, Any]:
-        """What `begin` wrote."""
+    def header(self) -> Header:
+        """What `begin` wrote.
+
+        Raises:
+            UserError: if there is nothing, or it is not what a sweep writes; and for a key that it lacks, when that is looked up.
+        """
         try:
             with self.path.open("rb") as file:
                 found, _ = _read(file.readline())
@@ -48,7 +65,7 @@ class Spool:
             found = []
         if not found:
             raise UserError(f"there is nothing to resume: {self.path} does not exist or is empty")
-        return dict(found[0])
+        return Header(self.path, found[0])
 
     def append(self, records: Sequence[Any]) -> None:
         """Writes a batch of records; they are on disk when this returns."""
@@ -56,7 +73,10 @@ class Spool:
 
     def read(self) -> list[Any]:
         """All records so far."""
-        return [record for batch in self._lines()[1:] for record in batch]
+        batches = self._lines()[1:]
+        if not all(isinstance(batch, list) for batch in batches):
+            raise UserError(f"{self.path} holds something other than finished cells: remove it and start the sweep anew")
+        return [record for batch in batches for record in batch]
 
     def _write(self, payload: Any) -> None:
         text = json.dumps(payload, ensure_ascii=True, separators=(",", ":"))
@@ -108,6 +128,9 @@ def _read(raw: bytes) -> tuple[list[Any], int]:
         checksum, _, text = line.rstrip(b"\n").partition(b" ")
         if not line.endswith(b"\n") or checksum != f"{zlib.crc32(text):08x}".encode():
             break
-        found.append(json.loads(text))
+        try:
+            found.append(json.loads(text))
+        except (ValueError, RecursionError):
+            break
         good += len(line)
     return found, good

@@ -67,7 +67,7 @@ class Upload:
         Raises:
             MlflowException, OSError: if the store stays away, or refuses.
         """
-        files = sorted(path for path in (folder / ARTIFACTS).rglob("*") if path.is_file())
+        files = sorted(path for path in (folder / ARTIFACTS).rglob("*") if path.is_file() and not path.is_symlink())
         total = len(record.children) + len(files)
         self._log_own_params(record.params)
         self._log_metrics(self.run_id, record.metrics, record.timestamp)

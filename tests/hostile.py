@@ -107,9 +107,11 @@ def _random_head(data: bytes, rng: random.Random) -> bytes:
 
 
 def _json_value(data: bytes, rng: random.Random) -> bytes:
-    """A JSON document (or the first of its lines) with a value, somewhere, replaced, removed, or under another key."""
+    """JSON (a document, or lines of it) with a value, somewhere, replaced, removed, or under another key."""
+    lines = data.split(b"\n")
+    at = rng.randrange(len(lines))
     try:
-        payload = json.loads(data)
+        payload = json.loads(lines[at])
     except (ValueError, RecursionError):
         return _flip(data, rng)
     box = {"": payload}
@@ -127,7 +129,8 @@ def _json_value(data: bytes, rng: random.Random) -> bytes:
             node[rng.choice(("", "../x", "weight", "__metadata__"))] = value
     else:
         node[key] = rng.choice(VALUES)  # type: ignore[index]
-    return json.dumps(box[""]).encode()
+    lines[at] = json.dumps(box[""]).encode()
+    return b"\n".join(lines)
 
 
 def corrupted_header(valid: bytes, seed: int, count: int) -> Iterator[bytes]:

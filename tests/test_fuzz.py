@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import random
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,6 +30,8 @@ from emo_mlflow.models import check, load, resolve
 from emo_mlflow.prompts import load_prompts
 from emo_mlflow.score_cache import ScoreCache
 from emo_mlflow.scorers import load_scorers
+from emo_mlflow.session import _completion
+from emo_mlflow.spool import Spool
 from emo_mlflow.sweeps import Sweep
 from emo_mlflow.types import Direction
 from emo_mlflow.weights import count_parameters, read_header, weights_digest
@@ -173,6 +176,34 @@ def test_models(name, place):
         BlockStack(load(spec, torch.device("cpu"), torch.float32).model)
 
     throw(valid, read, 7, CASES or 25, header=name.endswith("safetensors"))
+
+
+def test_spools(place):
+    """Finished cells of another version or another program, whose checksums are right: as `resume` reads them."""
+    header = {"work": "w", "run_id": "0" * 32, "store": "sqlite:///x.db", "profile": "smoke", "given": {"seed": "1"}, "batch_size": 4}
+    cell = {"cell": {"condition_id": "c", "prompt_id": "p", "sample": 0}, "completion": "x", "n_tokens": 1, "nll": 1.0, "distinct_2": 0.5}
+    cell |= {"n_patched": 1, "failure": None}
+
+    def line(text: bytes) -> bytes:
+        return f"{zlib.crc32(text):08x} ".encode() + text + b"\n"
+
+    def read(content: bytes) -> None:
+        head, _, records = content.partition(b"\n")
+        spool = Spool(place)
+        write(spool.path, line(head) + line(records.partition(b"\n")[0]))
+        found = spool.header()
+        for name in header:
+            found[name]
+        spool.begin({"work": "w"})
+        try:
+            [_completion(record) for record in spool.read()]
+        except (TypeError, KeyError):
+            return  # session._compute says so in a line
+
+    valid = json.dumps(header).encode() + b"\n" + json.dumps([cell, cell]).encode()
+    throw(valid, read, 11, CASES or 60)
+    whole = b"".join(map(line, valid.split(b"\n")))
+    throw(whole, lambda content: Spool(write(place / "cells.spool", content).parent).read(), 12, CASES or 20)
 
 
 def test_score_caches(place):
