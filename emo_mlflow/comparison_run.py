@@ -23,6 +23,7 @@ from emo_mlflow.report.comparison import check_language, write_comparison
 from emo_mlflow.report.comparison_text import answer
 from emo_mlflow.report.texts import texts
 from emo_mlflow.run_context import KIND, experiment_name, run_context
+from emo_mlflow.sweep_files import check_cells
 from emo_mlflow.sweeps import Sweep, find_sweeps, load_sweep
 
 Say = Callable[[str], None]
@@ -136,6 +137,7 @@ def newest_sweeps(
 
 def source_of(sweep: Sweep) -> Source:
     """A sweep as a comparison reads it."""
+    check_cells(sweep.prompts, sweep.conditions, sweep.completions, sweep.scores)
     info = sweep.run.info
     end = info.end_time
     return Source(

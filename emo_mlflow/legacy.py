@@ -11,6 +11,7 @@ import pandas as pd
 
 from emo_mlflow.errors import UserError
 from emo_mlflow.names import file_stem
+from emo_mlflow.sweep_files import check_cells
 
 Metrics = dict[str, dict[str, float]]
 SETTING = ["emotion", "layer", "alpha"]
@@ -99,6 +100,7 @@ def random_payload(sweep: Tables, cells: Mapping[str, list[dict[str, Any]]]) -> 
 
 
 def _check(sweep: Tables) -> None:
+    check_cells(sweep.prompts, sweep.conditions, sweep.completions, sweep.scores)
     repeated = sweep.prompts["text"][sweep.prompts["text"].duplicated()]
     if len(repeated):
         raise UserError(

@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
-from pandas.api.types import is_bool_dtype, is_numeric_dtype
+from pandas.api.types import is_bool_dtype, is_complex_dtype, is_numeric_dtype
 
 from emo_mlflow.config import PARAMETERS
 from emo_mlflow.errors import UserError
@@ -35,6 +36,14 @@ TABLES: dict[str, dict[str, str]] = {
         **dict.fromkeys(("n", "mean_baseline", "mean_patched", "mean_diff", "d_z"), NUMBER),
     },
 }
+IDENTIFIES = {
+    "prompts": ["prompt_id"],
+    "conditions": ["condition_id"],
+    "completions": KEYS,
+    "scores": KEYS,
+    "effects": ["condition_id", "metric"],
+}
+ALWAYS = {"prompts": ["text"], "completions": ["completion"]}  # empty texts are texts
 FACTS: dict[str, type] = {"n_layers": int, "model_fingerprint": str, "scorer_fingerprints": dict}
 LISTS: dict[str, type | tuple[type, ...]] = {
     "alphas": (int, float), "layers": int, "patch_window": int, "emotions": str, "scorers": str,
@@ -96,17 +105,48 @@ def read_table(path: Path, name: str, run_id: str) -> pd.DataFrame:
     for column in table.columns if name == "scores" else kinds:
         if not _is_kind(table[column], kinds.get(column, NUMBER)):
             raise UserError(f"{where}: the column {shown(column)} holds something other than {kinds.get(column, NUMBER)}s")
-    keys = [column for column in ("condition_id", "prompt_id", "sample") if column in kinds]
-    if table[keys].isna().any(axis=None):
-        raise UserError(f"{where} has rows without {' or '.join(keys)}")
-    if set(KEYS) <= set(kinds) and table.duplicated(KEYS).any():
-        raise UserError(f"{where} has several rows for one cell")
+    if name == "conditions":
+        _check_conditions(table, where)
+    keys = IDENTIFIES[name]
+    if table[[*keys, *ALWAYS.get(name, ())]].isna().any(axis=None) or table.duplicated(keys).any():
+        raise UserError(f"{where} has rows without {', '.join([*keys, *ALWAYS.get(name, ())])}, or several rows for one")
     return table
+
+
+def _check_conditions(table: pd.DataFrame, where: str) -> None:
+    if not set(table["kind"]) <= {"baseline", "emotion", "random"} or (table["kind"] == "baseline").sum() != 1:
+        raise UserError(f"{where} does not have exactly one baseline and else emotions and random controls")
+    patched = table[table["kind"] != "baseline"]
+    undrawn = patched.loc[patched["kind"] == "random", "draw"].isna().any()
+    if patched[["emotion", "layer", "alpha"]].isna().any(axis=None) or undrawn:
+        raise UserError(f"{where} has conditions without emotion, layer, alpha or draw")
+    for column in ("layer", "draw", "patch_window"):
+        numbers = table[column].dropna().astype(float)
+        if (numbers % 1 != 0).any() or (numbers < 0).any():
+            raise UserError(f"{where}: the column {column} holds something other than whole numbers of at least 0")
+
+
+def check_cells(prompts: pd.DataFrame, conditions: pd.DataFrame, completions: pd.DataFrame, scores: pd.DataFrame) -> None:
+    """Refuses tables of one run that do not belong together.
+
+    Raises:
+        UserError: if a cell is of a prompt or a condition that is not there, or was scored and not written.
+    """
+    for name, table in (("completions", completions), ("scores", scores)):
+        for key, there in (("prompt_id", prompts), ("condition_id", conditions)):
+            unknown = table.loc[~table[key].isin(there[key]), key]
+            if len(unknown):
+                owner = key.removesuffix("_id")
+                raise UserError(f"{name}.parquet has the {owner} {shown(unknown.iloc[0])}, which {owner}s.parquet lacks: the run is damaged")
+    if len(scores.merge(completions[KEYS], on=KEYS)) < len(scores):
+        raise UserError("scores.parquet has cells that completions.parquet lacks: the run is damaged")
 
 
 def _is_kind(column: pd.Series, kind: str) -> bool:
     if kind == NUMBER:
-        return (is_numeric_dtype(column.dtype) and not is_bool_dtype(column.dtype)) or bool(column.isna().all())
+        if not is_numeric_dtype(column.dtype) or is_bool_dtype(column.dtype) or is_complex_dtype(column.dtype):
+            return bool(column.isna().all())
+        return not bool(np.isinf(column.to_numpy(dtype=float, na_value=np.nan)).any())
     if isinstance(column.dtype, pd.StringDtype):
         return True
     return all(isinstance(value, str) or value is None or value is pd.NA or value != value for value in column)
