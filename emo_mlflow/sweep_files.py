@@ -120,7 +120,9 @@ def _check_conditions(table: pd.DataFrame, where: str) -> None:
     undrawn = patched.loc[patched["kind"] == "random", "draw"].isna().any()
     if patched[["emotion", "layer", "alpha"]].isna().any(axis=None) or undrawn:
         raise UserError(f"{where} has conditions without emotion, layer, alpha or draw")
-    for column in ("layer", "draw", "patch_window"):
+    for column in ("layer", "draw", "patch_window", *(["head"] if "head" in table else [])):
+        if not _is_kind(table[column], NUMBER):
+            raise UserError(f"{where}: the column {column} holds something other than {NUMBER}s")
         numbers = table[column].dropna().astype(float)
         if (numbers % 1 != 0).any() or (numbers < 0).any():
             raise UserError(f"{where}: the column {column} holds something other than whole numbers of at least 0")
