@@ -10,6 +10,8 @@ from pathlib import Path
 
 from mlflow.projects._project_spec import load_project
 
+from emo_mlflow.cli import main
+
 PROJECT = Path(__file__).parents[1] / "projects" / "seed_study"
 REPORT = 'import json, os, sys\nprint(json.dumps([*sys.argv[1:], os.environ.get("MLFLOW_RUN_ID")]))\n'
 
@@ -26,13 +28,17 @@ def steps(folder: Path, values: dict[str, str], failing: str = "none") -> tuple[
 
 
 def test_every_model_goes_through_every_step(tmp_path: Path):
-    """Guards: names with spaces cut in two, quotes that the shell runs, and steps that write into the project's own run."""
+    """Guards: names with spaces cut in two, quotes that the shell runs, options that a command does not have, and steps that write
+    into the project's own run."""
     names = ["gpt2_small", "my models/x 'y' $(date)"]
     code, done = steps(tmp_path, {"models": ",".join(names), "profile": "baseline"})
     assert code == 0
     assert [step[0] for step in done] == ["vectors", "sweep", "heads"] * 2 + ["compare"] * 2
     assert [step[1] for step in done[:6]] == [f"--model={name}" for name in names for _ in range(3)]
     assert all(step[-1] is None for step in done)
+    for command, *arguments, _ in done:
+        assert command is not None
+        main.commands[command].make_context(command, [argument for argument in arguments if argument is not None])
     assert "--profile=baseline" in done[1] and "--layers=0-11" in done[1] and "--patch-window=3" in done[1]
 
 
