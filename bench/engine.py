@@ -84,24 +84,24 @@ class Ours:
         self.stack = BlockStack(model.to(device=torch.device(device), dtype=getattr(torch, dtype)))
         self.n_conditions = max(1, round(work.n_conditions * fraction))
 
-    def rows(self, scope: Scope) -> list[Row]:
-        """The cells, and a baseline per prompt."""
+    def rows(self, scope: Scope, n_conditions: int) -> list[Row]:
+        """The cells of so many conditions, and a baseline per prompt."""
         work, rows = self.work, []
         window = WINDOW if scope == "window" else None
         prompts = list(enumerate(work.prompts()))
         rows += [Row(Cell("baseline", str(i), 0), prompt, None) for i, prompt in prompts]
         alphas = np.ones(work.n_steps, np.float32)
-        for condition in range(self.n_conditions):
+        for condition in range(n_conditions):
             direction, layer = divmod(condition, work.n_layers)
             patch = Patch(layer, scope, window, self.directions[direction, layer], None, alphas)
             rows += [Row(Cell(f"{direction}/{layer}", str(i), 0), prompt, patch) for i, prompt in prompts]
         return rows
 
-    def run(self, scope: Scope) -> Run:
-        """One sweep of all cells."""
+    def run(self, scope: Scope, n_conditions: int | None = None) -> Run:
+        """One sweep, of all conditions unless said otherwise."""
         work, stack = self.work, self.stack
         engine = generation.Engine(self.stack, Decoding(work.n_steps, work.n_steps, 0.0, (0,)), as_numbers)
-        rows = self.rows(scope)
+        rows = self.rows(scope, n_conditions or self.n_conditions)
         with counted(decoding, "token_nll", self.clock, lambda: stack.flops) as likelihoods:
             start, flops = self.clock(), stack.flops
             done = [completion for pack in engine.generate(rows) for completion in pack]
@@ -147,15 +147,18 @@ def gemm_limit(ours: Ours, rows: int) -> float:
 
 
 def measure(ours: Ours, peers: PeerProcess | None, scope: Scope, repetitions: int) -> tuple[dict[str, Speed], Run]:
-    """Ours and the peers in turn, and our last run; the first turn is not counted."""
+    """Ours and the peers in turn, and our last run; each does one condition before that, which is not counted."""
     work = ours.work
     names = [*PEERS, *([UNCACHED] if scope == "window" else [])] if peers else []
     speeds = {name: Speed() for name in ("ours", "ours with likelihoods", *names)}
-    for repetition in range(repetitions + 1):
+    ours.run(scope, 1)
+    for name in names:
+        assert peers is not None
+        peers.run(name, 0, 0, WINDOW)
+    for repetition in range(repetitions):
         run = ours.run(scope)
-        if repetition:
-            speeds["ours"].tokens_per_second.append(run.n_tokens / (run.seconds - run.likelihood_seconds))
-            speeds["ours with likelihoods"].tokens_per_second.append(run.n_tokens / run.seconds)
+        speeds["ours"].tokens_per_second.append(run.n_tokens / (run.seconds - run.likelihood_seconds))
+        speeds["ours with likelihoods"].tokens_per_second.append(run.n_tokens / run.seconds)
         direction, layer = repetition % work.n_directions, (5 + 3 * repetition) % work.n_layers
         for name in names:
             assert peers is not None
@@ -163,12 +166,9 @@ def measure(ours: Ours, peers: PeerProcess | None, scope: Scope, repetitions: in
             if "error" in answer:
                 speeds[name].error = answer["error"]
                 continue
-            cells = [Cell(f"{direction}/{layer}", str(i), 0) for i in range(work.n_prompts)]
-            speeds[name].same_texts += [
-                " ".join(map(str, text)) == run.texts[cell] for text, cell in zip(answer["texts"], cells, strict=True)
-            ]
-            if repetition:
-                speeds[name].tokens_per_second.append(sum(map(len, answer["texts"])) / answer["seconds"])
+            texts = [" ".join(map(str, text)) for text in answer["texts"]]
+            speeds[name].same_texts += [text == run.texts[Cell(f"{direction}/{layer}", str(i), 0)] for i, text in enumerate(texts)]
+            speeds[name].tokens_per_second.append(sum(map(len, answer["texts"])) / answer["seconds"])
         print(".", end="", flush=True, file=sys.stderr)
     print(file=sys.stderr)
     return speeds, run
@@ -223,7 +223,7 @@ def independence(n_cells: int) -> None:
     ours.directions = work.directions(work.residual_norms(loaded.model))
     engine = generation.Engine(ours.stack, Decoding(30, 30, 0.0, loaded.eos_ids), text_decoder(loaded))
     for scope in ("generated", "window"):
-        rows = ours.rows(scope)
+        rows = ours.rows(scope, ours.n_conditions)
         packed = {c.cell: c.completion for pack in engine.generate(rows) for c in pack}
         alone: dict[Cell, str] = {}
         for condition in dict.fromkeys(row.cell.condition_id for row in rows):
