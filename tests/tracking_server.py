@@ -39,15 +39,18 @@ def tracking_server(folder: Path) -> Iterator[str]:
         yield address
     finally:
         server.terminate()
-        server.wait(30)
+        try:
+            server.wait(60)
+        except subprocess.TimeoutExpired:
+            server.kill()
         log.close()
 
 
-def _wait(server: subprocess.Popen[bytes], address: str, log: Path, seconds: float = 180) -> None:
+def _wait(server: subprocess.Popen[bytes], address: str, log: Path, seconds: float = 300) -> None:
     end = time.monotonic() + seconds
     while time.monotonic() < end and server.poll() is None:
         try:
-            urllib.request.urlopen(f"{address}/health", timeout=1)
+            urllib.request.urlopen(f"{address}/health", timeout=10)
             return
         except OSError:
             time.sleep(0.3)
