@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from servers import running_server
 from tiny_models import save_tiny
-from tracking_server import tracking_server
 
 from emo_mlflow import find_sweeps, load_sweep
 from emo_mlflow.cli import main
@@ -87,7 +87,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     """The store that is shown, served."""
     given = os.environ.get("EMO_STORE")
     folder = Path(given) if given else tmp_path_factory.mktemp("store")
-    with tracking_server(folder) as uri:
+    with running_server(folder) as server:
+        uri = server.uri
         if not given:
             sweep_tiny_models(folder, uri)
         newest = find_sweeps(tracking_uri=uri).head(2)

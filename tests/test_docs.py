@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from servers import running_server
 from synthetic import synthetic_sweep
-from tracking_server import tracking_server
 
 from emo_mlflow.config import ALIGN, HEADS, PARAMETERS, PROFILES, VECTORS, make_config
 from emo_mlflow.tracking import SweepRun
@@ -23,11 +23,11 @@ BYTES_OF_A_PICTURE, BYTES_OF_ALL = 200_000, 3_000_000
 @pytest.mark.slow
 def test_the_example_reads_a_sweep_from_a_remote_server(tmp_path):
     """Guards against code in the documentation that only works beside the files of the store."""
-    with tracking_server(tmp_path) as uri:
+    with running_server(tmp_path) as server:
         result = synthetic_sweep("smollm2-135m", n_prompts=4, n_layers=3, n_random=2)
-        with SweepRun.open(result.config, tracking_uri=uri) as run:
+        with SweepRun.open(result.config, tracking_uri=server.uri) as run:
             run.log(result)
-        command = [sys.executable, str(DOCS / "examples" / "read_a_sweep.py"), uri, "smollm2-135m", "out"]
+        command = [sys.executable, str(DOCS / "examples" / "read_a_sweep.py"), server.uri, "smollm2-135m", "out"]
         elsewhere = tmp_path / "elsewhere"
         elsewhere.mkdir()
         done = subprocess.run(command, cwd=elsewhere, capture_output=True, text=True, check=False)
