@@ -47,8 +47,8 @@ def write_graph(network: EmotionNetwork, path: Path) -> None:
         )
 
 
-def quantize(source: Path, target: Path) -> None:
-    """Writes a copy with int8 weights: matrix products in blocks of `BLOCK` inputs, large embedding tables by row.
+def quantize(source: Path, target: Path, block: int = BLOCK) -> None:
+    """Writes a copy with int8 weights: matrix products in blocks of `block` inputs, large embedding tables by row.
 
     ONNX Runtime quantises the other factor of a product by row and block as it runs. So, unlike with its usual dynamic
     quantisation, which takes one scale from the whole batch, a text's scores do not depend on what it is batched with.
@@ -56,7 +56,7 @@ def quantize(source: Path, target: Path) -> None:
     from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
     model = onnx.load(str(source))
-    quantizer = MatMulNBitsQuantizer(model, bits=8, block_size=BLOCK, is_symmetric=True, accuracy_level=4)
+    quantizer = MatMulNBitsQuantizer(model, bits=8, block_size=block, is_symmetric=True, accuracy_level=4)
     quantizer.process()
     quantized = quantizer.model.model
     _quantize_tables(quantized)
