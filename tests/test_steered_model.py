@@ -16,11 +16,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import mlflow
+import numpy as np
 import pandas as pd
 import pytest
 from click.testing import CliRunner
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
+from safetensors.numpy import save_file
 from synthetic import synthetic_sweep
 from tiny_models import CONTEXT, save_tiny
 from tiny_scorers import write_scorer
@@ -256,6 +258,7 @@ def test_a_sweep_that_is_not_finished_is_refused(place):
         {"temperature": "0.9", "samples_per_prompt": "3", "seed": "5"},
         {"scope": "all", "operation": "clamp", "alpha_unit": "residual", "site": "resid_post"},
         {"scope": "generated", "min_new_tokens": "0", "prepend_bos": "false", "alpha_schedule": "exponential:3"},
+        {"direction": "subspace:2", "operation": "clamp", "alphas": "2"},
     ],
 )  # fmt: skip
 def test_every_setting_of_the_sweep_is_kept(place, tmp_path, given):
@@ -263,12 +266,15 @@ def test_every_setting_of_the_sweep_is_kept(place, tmp_path, given):
     common = {"model": str(place / "model"), "dataset": str(place / "data.jsonl"), "scorers": str(place / "scorer")}
     common |= {"layers": "2", "alphas": "0.7", "emotions": "anger", "sequence_length": "10", "max_samples": "3", "device": "cpu"}
     plan = make_plan(prepare(make_config("seed", common | given)))
-    done = {item.cell: item for pack in plan.engine.generate(list(plan.rows(set()))) for item in pack}
+    done = {item.cell: item for pack in plan.engine.generate([plan.row(cell) for cell in plan.cells()]) for item in pack}
     condition = next(condition for condition in plan.conditions if condition.kind == "emotion")
     generation = Generation(**{name: getattr(plan.config, name) for name in Generation.__dataclass_fields__})
     norm = float(plan.fit.residual_norms[2])
     settings = Settings(plan.loaded.spec, plan.loaded.fingerprint, condition, norm, generation, "0" * 32)
-    save_steered(tmp_path, settings, plan.fit.directions["anger"].vectors[2], None, include_weights=False)
+    direction = plan.fit.directions["anger"]
+    basis = None if direction.basis is None else direction.basis[2]
+    assert (basis is None) == ("direction" not in given)
+    save_steered(tmp_path, settings, direction.vectors[2], basis, include_weights=False)
     model = load_steered(tmp_path)
     cells = [cell for cell in done if cell.condition_id == condition.condition_id]
     texts = {prompt.prompt_id: prompt.text for prompt in plan.inputs.prompts.test}
@@ -278,11 +284,11 @@ def test_every_setting_of_the_sweep_is_kept(place, tmp_path, given):
     assert written != clean, "the condition must do something for this to test anything"
 
 
-def test_damaged_files_are_named(place, tmp_path):
+def test_damaged_files_are_named(tmp_path):
     with pytest.raises(UserError, match="no steered model that can be read"):
         load_steered(tmp_path)
     (tmp_path / "steered.json").write_text('{"emo_mlflow": "9.9", "new": 1}')
-    shutil.copyfile(next(place.rglob("direction.safetensors"), place / "none"), tmp_path / "direction.safetensors")
+    save_file({"vector": np.ones(4, np.float32)}, str(tmp_path / "direction.safetensors"))
     with pytest.raises(UserError, match=r"written by emo_mlflow 9\.9"):
         load_steered(tmp_path)
 
