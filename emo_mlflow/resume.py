@@ -19,6 +19,7 @@ from emo_mlflow.sweep import Plan
 from emo_mlflow.types import digest
 
 HOW = ("device", "batch_size", "child_runs", "engine", "ray_address")  # what may differ when a sweep is resumed
+DONE = ".done"
 RUN_ID = re.compile(r"[0-9a-f]{32}")
 
 
@@ -60,9 +61,11 @@ def sole_worker(run_id: str) -> Iterator[None]:
         lock.release()
 
 
-def discard(run_id: str) -> None:
-    """Removes what was kept of a run that is logged."""
-    shutil.rmtree(spool_folder(run_id), ignore_errors=True)
+def discard(folder: Path) -> None:
+    """Removes what was kept of a run that is logged. It loses its name first: a half-removed one would be gone on with."""
+    folder.rename(folder.with_name(f"{folder.name}{DONE}"))
+    for left in folder.parent.glob(f"*{DONE}"):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def is_run_id(text: str) -> bool:

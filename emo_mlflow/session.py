@@ -147,8 +147,8 @@ def _terminable() -> Iterator[None]:
 
 def _remove_uploaded(folder: Path, record: Path) -> None:
     """Removes what was logged, and the folder if nothing else lies in it: it may be one that a person named."""
+    Spool(folder).path.unlink()  # first: cells without their record would be gone on with
     shutil.rmtree(record)
-    Spool(folder).path.unlink()
     with suppress(OSError):
         folder.rmdir()
 
@@ -201,7 +201,7 @@ def _upload_finished(run_id: str, request: Request) -> bool:
         return False
     request.say(f"Run        {run_id} has all its cells; logging what is left")
     lines = upload(record_folder(run_id), run_id, request.tracking_uri, request.say)
-    discard(run_id)
+    discard(spool_folder(run_id))
     for line in lines:
         request.say(line)
     return True
@@ -235,7 +235,7 @@ def _work(plan: Plan, run_id: str | None, request: Request) -> None:
             command = "heads" if isinstance(plan.config, HeadConfig) else "sweep"
             say(f"Stopped; what was finished is kept. Go on with: emo-mlflow {command} --resume {tracked.run_id}")
             raise
-        discard(tracked.run_id)
+        discard(spool_folder(tracked.run_id))
     for line in tracked.hints():
         say(line)
 

@@ -21,7 +21,7 @@ from tiny_scorers import write_scorer
 from emo_mlflow import find_sweeps
 from emo_mlflow.config import make_config, work_hash
 from emo_mlflow.errors import UserError
-from emo_mlflow.resume import sole_worker, spool_folder, unfinished
+from emo_mlflow.resume import discard, sole_worker, spool_folder, unfinished
 from emo_mlflow.run_context import lasting_store, store_to_return_to
 from emo_mlflow.spool import Spool
 from emo_mlflow.stages import cells_in
@@ -129,6 +129,8 @@ def test_killed_at_twenty_random_moments_it_ends_the_same(place):
                     lasts = time.monotonic() - begin
                 break
             kills += 1
+            if len(finished(place)) > 1 + runs:
+                break  # killed after its run was finished
             now = cells_kept()
             assert now[: len(kept)] == kept and len(set(now)) == len(now)
             kept = now
@@ -209,6 +211,20 @@ def test_the_store_is_remembered_without_its_password(tmp_path, monkeypatch):
     assert store_to_return_to(None, "http://ann@host") == "http://ann:secret@host"
     assert store_to_return_to(None, "http://other") == "http://other"
     assert store_to_return_to("http://asked", "http://other") == "http://asked"
+
+
+def test_what_is_half_removed_is_not_gone_on_with(tmp_path, monkeypatch):
+    """Killed while the folder of a finished run is removed, its record before its cells: the run would be logged again, metrics twice."""
+    monkeypatch.setenv("EMO_MLFLOW_CACHE", str(tmp_path))
+    for name in ("a" * 32, "b" * 32):
+        Spool(spool_folder(name)).begin({"work": "w"})
+    monkeypatch.setattr("shutil.rmtree", lambda path, ignore_errors: None)
+    discard(spool_folder("a" * 32))
+    assert unfinished("w", lambda _: True) == "b" * 32
+    monkeypatch.undo()
+    monkeypatch.setenv("EMO_MLFLOW_CACHE", str(tmp_path))
+    discard(spool_folder("b" * 32))
+    assert unfinished("w", lambda _: True) is None and not list((tmp_path / "spool").iterdir())
 
 
 def test_a_lock_is_let_go(tmp_path, monkeypatch):
