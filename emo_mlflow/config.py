@@ -183,17 +183,24 @@ def _values(
     return values
 
 
+def _layer_choice(text: str) -> str:
+    try:
+        return layers(text)
+    except UserError as error:
+        raise UserError(f"layers={text!r} {error}") from None
+
+
 def resolve_layers(layers: str | tuple[int, ...], n_layers: int) -> tuple[int, ...]:
     """The layers that a choice such as `all/6` or `0-11,20` names, in order.
 
     Raises:
-        UserError: if the model does not have one of them.
+        UserError: if it is no such choice, or the model does not have one of them.
     """
     if not isinstance(layers, str):
         chosen = set(layers)
     else:
         chosen = set()
-        for part in layers.split(","):
+        for part in _layer_choice(layers).split(","):
             span, _, stride = part.partition("/")
             first, _, last = (f"0-{n_layers - 1}" if span == "all" else span).partition("-")
             chosen.update(range(int(first), int(last or first) + 1, int(stride or 1)))
