@@ -48,7 +48,7 @@ def assert_clear(error: UserError) -> None:
     text.encode()
 
 
-def throw(valid: bytes, read: Callable[[bytes], object], seed: int, count: int, header: bool = False) -> None:
+def throw(valid: bytes, read: Callable[[bytes], object], seed: int, count: int, header: bool = False, some: bool = True) -> None:
     """Reads variants of a valid file: each gives something, or a clear error."""
     read(valid)
     cases = [*mutations(valid, seed, count), *(corrupted_header(valid, seed, count) if header else ())]
@@ -59,7 +59,7 @@ def throw(valid: bytes, read: Callable[[bytes], object], seed: int, count: int, 
         except UserError as error:
             assert_clear(error)
             refused += 1
-    assert refused, "none of the variants was damaged"
+    assert refused or not some, "none of the variants was damaged"
 
 
 @pytest.fixture(autouse=True)
@@ -176,7 +176,8 @@ def test_models(name, place):
         check(spec)
         BlockStack(load(spec, torch.device("cpu"), torch.float32).model)
 
-    throw(valid, read, 7, CASES or 25, header=name.endswith("safetensors"))
+    # transformers passes over most of what is wrong in generation_config.json, and the package reads nothing else of it
+    throw(valid, read, 7, CASES or 25, header=name.endswith("safetensors"), some=name != "generation_config.json")
 
 
 def test_spools(place):
