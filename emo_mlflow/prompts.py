@@ -196,7 +196,7 @@ def _read(path: Path) -> list[_Row]:
     columns = dict.fromkeys(name for _, record in records for name in record)
     for column in ("text", "emotion"):
         if column not in columns:
-            raise UserError(f"{path.name} has no column {column!r}; it has {', '.join(columns) or 'none'}")
+            raise UserError(f"{path.name} has no column {column!r}; it has {', '.join(columns)[:300] or 'none'}")
     return [_checked(f"{path.name}, {place}", record) for place, record in records]
 
 

@@ -55,7 +55,7 @@ class ScoreCache:
         try:
             with closing(sqlite3.connect(self._path, timeout=60)) as connection, connection:
                 yield connection
-        except sqlite3.DatabaseError as error:
+        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:  # the second in an error's own text
             raise UserError(f"the score cache {self._path} cannot be used ({error}): name another file") from None
 
 
