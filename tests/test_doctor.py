@@ -80,7 +80,7 @@ def test_where_everything_works_it_says_so(place, monkeypatch):
     column = 8 + max(map(len, names)) + 2
     assert all(line[column - 2 : column] == "  " and line[column] != " " for line in lines), result.output
     assert "emo_text (model_evaluator)" in result.output
-    assert not (place / "new.db").exists() and not (place / "cache").exists()
+    assert not (place / "new.db").exists()
 
 
 def test_where_everything_is_broken_it_still_answers(place):
