@@ -15,7 +15,7 @@ from emo_mlflow.config import make_config
 from emo_mlflow.directions import save_directions
 from emo_mlflow.errors import UserError
 from emo_mlflow.estimate import estimate
-from emo_mlflow.sweep import Plan, make_plan, prepare, run
+from emo_mlflow.sweep import Plan, encode_prompts, make_plan, prepare, run
 
 EMOTIONS = ("joy", "neutral")
 
@@ -94,9 +94,7 @@ def test_what_cannot_work_is_refused_before_anything_is_generated(place, tmp_pat
 
 def test_a_prompt_without_tokens_is_refused(place):
     """The text of a data set is never empty, but a tokenizer may leave nothing of it."""
-    from emo_mlflow.sweep import _check_lengths
-    from emo_mlflow.types import Prompt
-
-    prompt = Prompt("\u200b", "joy", "test")
+    plan = plan_of(place, prepend_bos="false")
+    nothing = replace(plan.loaded, tokenizer=lambda text, **options: {"input_ids": []})
     with pytest.raises(UserError, match="has no tokens"):
-        _check_lengths([prompt], {prompt.prompt_id: ()}, 100, 10)
+        encode_prompts(nothing, plan.inputs.prompts.test, plan.config)
