@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
@@ -37,7 +38,7 @@ def check_store(tracking_uri: str | None) -> None:
     except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
         reason = getattr(error, "reason", error)
         raise UserError(
-            f"the tracking server {uri} does not answer ({reason}): start it, correct --tracking-uri, or leave it out to log to ./mlflow.db"
+            f"the tracking server {shown(uri)} does not answer ({reason}): start it, correct --tracking-uri, or leave it out to log to ./mlflow.db"
         ) from None
 
 
@@ -62,6 +63,11 @@ def store_to_return_to(tracking_uri: str | None, kept: str) -> str:
         return tracking_uri
     active = str(get_tracking_uri())
     return active if lasting_store(active) == kept else kept
+
+
+def shown(uri: str) -> str:
+    """A store's address as it may be printed and logged: without the password that it may hold."""
+    return re.sub(r"(://[^:/@\s]*):[^/\s]*@", r"\1:***@", uri)
 
 
 def run_of_project() -> str | None:
@@ -109,7 +115,7 @@ def open_run(
             client.set_tag(run_id, key, value)
         return run_id
     except MlflowException as error:
-        raise UserError(f"cannot open a run in {client.tracking_uri}: {str(error).splitlines()[0]}") from None
+        raise UserError(f"cannot open a run in {shown(client.tracking_uri)}: {str(error).splitlines()[0]}") from None
 
 
 def end_run(client: MlflowClient, run_id: str, error: BaseException | None = None) -> None:

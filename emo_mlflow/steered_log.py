@@ -28,7 +28,7 @@ from packaging.requirements import Requirement
 from emo_mlflow import __version__
 from emo_mlflow.errors import UserError
 from emo_mlflow.models import ModelSpec, resolve
-from emo_mlflow.run_context import KIND, check_store, run_context
+from emo_mlflow.run_context import KIND, check_store, run_context, shown
 from emo_mlflow.steered import ARTIFACT, RECORDED, Generation, Settings, save_steered
 from emo_mlflow.steered_choice import Choice, Wanted, choose, measured, recommended
 from emo_mlflow.sweeps import Sweep, load_sweep
@@ -236,5 +236,5 @@ def _lines(client: MlflowClient, info: ModelInfo, choice: Choice, request: Reque
         f"Chosen     {choice.reason}",
         f"Model      {uri}",
         f"Load       mlflow.pyfunc.load_model({uri!r}).predict(['...'], params={{'alpha': {condition.alpha:g}}})",
-        f"Serve      MLFLOW_TRACKING_URI={client.tracking_uri} {serve}",
+        f"Serve      MLFLOW_TRACKING_URI={shown(client.tracking_uri)} {serve}",
     ]

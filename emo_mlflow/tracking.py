@@ -18,7 +18,7 @@ from mlflow.exceptions import MlflowException
 from emo_mlflow.errors import UserError
 from emo_mlflow.results import SweepResult
 from emo_mlflow.retries import PARTING_SECONDS, PATIENCE, Background, Retry, own_retries, reason_of
-from emo_mlflow.run_context import end_run, open_run, run_of_project
+from emo_mlflow.run_context import end_run, open_run, run_of_project, shown
 from emo_mlflow.sweep_record import Record, Values, plan_children, read_record, sweep_params, write_record
 from emo_mlflow.types import Condition, HeadConfig, SweepConfig
 from emo_mlflow.uploads import Upload
@@ -179,14 +179,14 @@ class SweepRun:
             self._upload.publish(record, folder, count)
         except (MlflowException, OSError) as error:
             raise NotLogged(
-                f"the sweep is finished and kept on this machine, but {self.client.tracking_uri} did not take all of it "
+                f"the sweep is finished and kept on this machine, but {shown(self.client.tracking_uri)} did not take all of it "
                 f"({arrived[0]} of {arrived[1]} children and files are there; {reason_of(error)}); "
                 f"log the rest with: emo-mlflow upload {self.run_id}"
             ) from None
 
     def hints(self) -> list[str]:
         """Where to look next."""
-        uri = self.client.tracking_uri
+        uri = shown(self.client.tracking_uri)
         show = f"open {uri}" if uri.startswith("http") else f"mlflow ui --backend-store-uri {uri}"
         return [
             f"Artifacts  {self._artifact_uri}",
@@ -197,7 +197,7 @@ class SweepRun:
     def _trouble(self, error: BaseException) -> None:
         if not self._troubled:
             self._troubled = True
-            self._say(f"The tracking store {self.client.tracking_uri} fails ({reason_of(error)}); trying again meanwhile")
+            self._say(f"The tracking store {shown(self.client.tracking_uri)} fails ({reason_of(error)}); trying again meanwhile")
 
     def _stop_background(self, seconds: float | None = None) -> None:
         self._work.stop.set()
@@ -208,7 +208,7 @@ def _get_run(client: MlflowClient, run_id: str) -> Run:
     try:
         return Retry(OPENING_PATIENCE)(lambda: client.get_run(run_id))
     except MlflowException as error:
-        raise UserError(f"cannot open run {run_id} in {client.tracking_uri}: {reason_of(error)}") from None
+        raise UserError(f"cannot open run {run_id} in {shown(client.tracking_uri)}: {reason_of(error)}") from None
 
 
 def upload(folder: Path, run_id: str, tracking_uri: str | None, say: Say) -> list[str]:

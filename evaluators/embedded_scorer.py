@@ -53,8 +53,10 @@ def train_scorer(data: Path, out: Path, epochs: int = 2, seed: int = 0, cross_va
     about half as long again.
 
     Raises:
-        UserError: a corpus or the encoder is missing.
+        UserError: a corpus or the encoder is missing, or `out` holds other things than a scorer.
     """
+    if out.exists() and any(out.iterdir()) and not (out / CARD).exists():
+        raise UserError(f"{out} holds other things than a scorer, which this would replace: give a new folder")
     corpora, encoder = load_corpora(data), encoder_folder()
     recipe = Recipe(epochs=epochs, seed=seed)
     held_back = _folds(corpora, recipe.seed, HELD_BACK) == 0

@@ -199,7 +199,7 @@ def test_an_interrupt_says_how_to_go_on(place, monkeypatch):
         (["--scorers", "broken"], "broken"),
         (["--scorers", "no-such-scorer"], "no-such-scorer"),
         (["--directions", "absent.safetensors"], "absent.safetensors"),
-        (["--tracking-uri", "http://127.0.0.1:9"], "does not answer"),
+        (["--tracking-uri", "http://ann:pass-word@127.0.0.1:9"], "server http://ann:***@127.0.0.1:9 does not answer"),
         (["--sequence-length", "500"], "context"),
     ],
 )

@@ -46,3 +46,9 @@ def test_a_step_that_fails_stops_the_study(tmp_path: Path):
     """Guards: a comparison of what happens to be there."""
     code, done = steps(tmp_path, {}, failing="sweep")
     assert code != 0 and [step[0] for step in done] == ["vectors", "sweep"]
+
+
+def test_no_models_is_a_mistake(tmp_path: Path):
+    """Guards: a study of nothing that compares what other runs left in the experiment."""
+    code, done = steps(tmp_path, {"models": ""})
+    assert code == 2 and not done

@@ -213,3 +213,11 @@ def test_train_scorer_writes_a_folder_that_scores(
     scores = emo_mlflow.score(["joy very", "anger not"], str(out))
     np.testing.assert_allclose(scores.filter(like="sentiment.").sum(axis=1), 1, rtol=1e-5)
     assert [path for path in tmp_path.iterdir() if path != out] == []
+
+
+def test_training_does_not_replace_a_folder_of_other_things(tmp_path):
+    """Guards: `--out` of a folder that somebody works in, which the finished scorer would take the place of."""
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(UserError, match="holds other things"):
+        embedded_scorer.train_scorer(tmp_path, tmp_path)
+    assert (tmp_path / "thesis.tex").exists()
