@@ -51,7 +51,7 @@ ALLOWED = {
     | DOCTOR
     | PLUGINS,
     "onnxruntime": {"emo_mlflow.scorers", f"{EVALUATORS}.graph"},
-    "click": {"emo_mlflow.cli"},
+    "click": {"emo_mlflow.cli", "emo_mlflow.cli_tools"},
     "ray": {f"emo_mlflow.{name}" for name in ("ray_cluster", "ray_engine", "ray_backend")},
 }
 HEAVY = ("ray", "torch", "transformers", "mlflow", "pandas", "onnxruntime", "scipy", "matplotlib", "numpy")
