@@ -68,6 +68,15 @@ def completion_table(completions: Sequence[Completion]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*KEYS, "completion", "n_tokens", "nll", "distinct_2", "failure"])
 
 
+def one_likelihood(texts: pd.DataFrame) -> pd.DataFrame:
+    """Equal texts with the likelihood of the first of them: what a text was computed beside changes the last bits of its number.
+
+    So a condition that changes no text has no difference from the baseline, instead of one that is rounding.
+    """
+    same = texts.groupby(["prompt_id", "completion", "n_tokens"], sort=False)["nll"]
+    return texts.assign(nll=same.transform("first"))
+
+
 def _key(completion: Completion) -> tuple[str, str, int]:
     return completion.cell.condition_id, completion.cell.prompt_id, completion.cell.sample
 
@@ -100,8 +109,8 @@ def assemble(
     """The result of a sweep: its tables, in an order that does not depend on how the work was cut."""
     table = condition_table(conditions, completions)
     scores = in_order(scores, conditions, prompts.test)
-    texts = in_order(completion_table(completions), conditions, prompts.test)
-    fluency = texts[texts["failure"].isna()].set_index(KEYS)[list(FLUENCY)].rename(columns=FLUENCY)
+    texts = one_likelihood(in_order(completion_table(completions), conditions, prompts.test))
+    fluency = texts[texts["failure"].isna()].set_index(KEYS)[list(FLUENCY)].rename(columns=FLUENCY).astype(np.float32)
     values = scores.merge(fluency.reset_index(), on=KEYS)
     versions = {name: version(name) for name in VERSIONED}
     versions |= {"emo_mlflow": __version__, "python": sys.version.split()[0]}

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from tiny_models import CONTEXT, save_tiny
 from tiny_scorers import write_scorer
@@ -16,6 +17,7 @@ from emo_mlflow.directions import save_directions
 from emo_mlflow.errors import UserError
 from emo_mlflow.estimate import estimate
 from emo_mlflow.sweep import Plan, encode_prompts, make_plan, prepare, run
+from emo_mlflow.tables import one_likelihood
 
 EMOTIONS = ("joy", "neutral")
 
@@ -98,3 +100,12 @@ def test_a_prompt_without_tokens_is_refused(place):
     nothing = replace(plan.loaded, tokenizer=lambda text, **options: {"input_ids": []})
     with pytest.raises(UserError, match="has no tokens"):
         encode_prompts(nothing, plan.inputs.prompts.test, plan.config)
+
+
+def test_a_text_has_one_likelihood():
+    """Guards: an effect size of rounding errors, where a condition changed no text but was decoded in another pack."""
+    rows = [("a", "p", "same", 3, 1.5), ("b", "p", "same", 3, 1.5000001), ("b", "q", "same", 3, 2.0)]
+    rows += [("c", "p", "other", 3, 1.7), ("d", "p", "", 0, np.nan)]
+    texts = pd.DataFrame(rows, columns=["condition_id", "prompt_id", "completion", "n_tokens", "nll"])
+    found = one_likelihood(texts)["nll"]
+    np.testing.assert_array_equal(found, [1.5, 1.5, 2.0, 1.7, np.nan])
