@@ -11,6 +11,7 @@ from matplotlib.patches import Rectangle
 
 from emo_mlflow.comparison.records import records
 from emo_mlflow.report.blocks import Block, Bullets, Heading, Paragraph, Picture, Table, to_markdown
+from emo_mlflow.report.comparison_text import number
 from emo_mlflow.report.findings import effect_table, findings
 from emo_mlflow.report.style import BASELINE, DIVERGING, INK, MUTED, PATCHED, RANDOM, new_figure, save
 from emo_mlflow.report.sweep import example_table, verdict, write_examples
@@ -45,7 +46,8 @@ def write_heads_report(result: SweepResult, folder: Path) -> None:
     ]
     if len(tested):
         save(layer_head_map(tested, "mean_diff", "mean change of the emotion's own label"), folder / "figures" / "change.png")
-        blocks.append(Picture("figures/change.png", "Mean change of the emotion's own label when a head is replaced. Grey: not tested."))
+        text = "Mean change of the emotion's own label when a head is replaced, the chosen ones and the controls. Grey: not tested."
+        blocks.append(Picture("figures/change.png", text))
     if effects["direct_effect"].isna().all():
         blocks.append(Paragraph("This model normalises what attention writes: its heads have no direct effects, and all were tested."))
     else:
@@ -82,18 +84,18 @@ def tested_heads(result: SweepResult) -> pd.DataFrame:
 
 
 def _table(tested: pd.DataFrame) -> Table:
-    chosen = tested[tested["kind"] == "emotion"].sort_values("rank").groupby("emotion", sort=False).head(STRONGEST)
+    chosen = tested[tested["kind"] == "emotion"].sort_values(["emotion", "rank"]).groupby("emotion", sort=False).head(STRONGEST)
     columns = ("emotion", "layer", "head", "direct effect", "95% interval", "change of own label", "d_z", "NLL rise")
     rows = [
         (
             str(row["emotion"]),
             str(row["layer"]),
             str(row["head"]),
-            f"{row['direct_effect']:+.4f}",
-            f"{row['low']:+.4f} to {row['high']:+.4f}",
-            f"{row['mean_diff']:+.3f}",
-            f"{row['d_z']:+.2f}",
-            f"{row['nll_rise']:+.3f}",
+            number(row["direct_effect"], "{:+.4f}"),
+            "" if pd.isna(row["low"]) else f"{row['low']:+.4f} to {row['high']:+.4f}",
+            number(row["mean_diff"], "{:+.3f}"),
+            number(row["d_z"], "{:+.2f}"),
+            number(row["nll_rise"], "{:+.3f}"),
         )
         for row in records(chosen)
     ]
