@@ -81,7 +81,7 @@ def test_a_spool_that_says_too_little(tmp_path):
         spool.header()["store"]
 
 
-@pytest.mark.parametrize("uri", ["?", "nonsense://x", "sqlite:////no/such/folder/x.db"])
+@pytest.mark.parametrize("uri", ["?", "nonsense://x", "sqlite:////dev/null/folder/x.db"])
 def test_stores_that_are_none(uri, tmp_path, monkeypatch):
     """MLflow's and SQLAlchemy's errors were tracebacks."""
     monkeypatch.chdir(tmp_path)
