@@ -11,6 +11,7 @@ from mlflow.tracking._tracking_service import utils
 def no_run_is_active(monkeypatch):
     """MLflow keeps the active store, run and experiment in the environment and in its modules; none reaches a test, or leaks out of one."""
     for name in ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_TRACKING_URI"):
-        monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv(name, "")  # so that what a test itself leaves there is taken out after it, before another module's fixtures
+        monkeypatch.delenv(name)
     monkeypatch.setattr(utils, "_tracking_uri", None)
     monkeypatch.setattr(fluent, "_active_experiment_id", None)

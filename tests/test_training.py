@@ -201,7 +201,8 @@ def test_train_scorer_writes_a_folder_that_scores(
     monkeypatch.setattr(embedded_scorer, "CV_EMOTION_TEXTS", 40)
     out = tmp_path / "made"
     out.mkdir()
-    (out / "stale").touch()
+    for name in (cards.CARD, "stale"):  # an earlier scorer's folder
+        (out / name).touch()
     card = embedded_scorer.train_scorer(corpora_folder, out, epochs=2, seed=1, cross_validate=True)
     assert sorted(path.name for path in out.iterdir()) == sorted([cards.CARD, cards.GRAPH, cards.TOKENIZER])
     assert cards.load_card(out / cards.CARD).quality == card.quality
