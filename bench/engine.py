@@ -17,8 +17,8 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ from emo_mlflow.decoding import Decoding
 from emo_mlflow.layers import BlockStack
 from emo_mlflow.machine import gemm_rate, peak_memory
 from emo_mlflow.models import fuse_activations
-from emo_mlflow.packing import Row
+from emo_mlflow.packing import Layout, Row
 from emo_mlflow.steering import Patch
 from emo_mlflow.types import Cell, Scope
 
@@ -62,14 +62,17 @@ class Speed:
 
 @dataclass(frozen=True)
 class Run:
-    """What one sweep gave and took; operations are those of products with weights, likelihoods are parts of the totals."""
+    """What one sweep gave and took; operations are those of products with weights."""
 
     texts: dict[Cell, str]
     n_tokens: int
     seconds: float
     flops: float
-    likelihood_seconds: float
-    likelihood_flops: float
+
+    @property
+    def speed(self) -> float:
+        """Tokens per second."""
+        return self.n_tokens / self.seconds
 
 
 class Ours:
@@ -97,46 +100,27 @@ class Ours:
             rows += [Row(Cell(f"{direction}/{layer}", str(i), 0), prompt, patch) for i, prompt in prompts]
         return rows
 
-    def run(self, scope: Scope, n_conditions: int | None = None) -> Run:
-        """One sweep, of all conditions unless said otherwise."""
+    def run(self, scope: Scope, n_conditions: int | None = None, likelihoods: bool = True) -> Run:
+        """One sweep, of all conditions unless said otherwise, with or without each text's NLL under the unpatched model."""
         work, stack = self.work, self.stack
         engine = generation.Engine(self.stack, Decoding(work.n_steps, work.n_steps, 0.0, (0,)), as_numbers)
         rows = self.rows(scope, n_conditions or self.n_conditions)
-        with counted(decoding, "token_nll", self.clock, lambda: stack.flops) as likelihoods:
+        with nullcontext() if likelihoods else mock.patch.object(decoding, "token_nll", no_likelihoods):
             start, flops = self.clock(), stack.flops
             done = [completion for pack in engine.generate(rows) for completion in pack]
             seconds = self.clock() - start
-        return Run(
-            {completion.cell: completion.completion for completion in done},
-            sum(completion.n_tokens for completion in done),
-            seconds,
-            stack.flops - flops,
-            sum(spent for spent, _ in likelihoods),
-            sum(counted for _, counted in likelihoods),
-        )
+        texts = {completion.cell: completion.completion for completion in done}
+        return Run(texts, sum(completion.n_tokens for completion in done), seconds, stack.flops - flops)
+
+
+def no_likelihoods(stack: BlockStack, layout: Layout, tokens: torch.Tensor, *args: Any) -> torch.Tensor:
+    """In place of fluency.token_nll: no peer computes it."""
+    return torch.zeros(tokens.shape)
 
 
 def as_numbers(batch: list[list[int]]) -> list[str]:
     """Token ids written out, in place of a tokenizer's text."""
     return [" ".join(map(str, ids)) for ids in batch]
-
-
-@contextmanager
-def counted(
-    owner: object, name: str, clock: Callable[[], float], count: Callable[[], float]
-) -> Iterator[list[tuple[float, float]]]:
-    """Collects, while open, the seconds of every call of a function and what a counter gained in them."""
-    real, spent = getattr(owner, name), list[tuple[float, float]]()
-
-    def timed(*args: Any, **kwargs: Any) -> Any:
-        start, before = clock(), count()
-        try:
-            return real(*args, **kwargs)
-        finally:
-            spent.append((clock() - start, count() - before))
-
-    with mock.patch.object(owner, name, timed):
-        yield spent
 
 
 def gemm_limit(ours: Ours, rows: int) -> float:
@@ -146,8 +130,8 @@ def gemm_limit(ours: Ours, rows: int) -> float:
     return max(gemm_rate(device, dtype, *shape, ours.clock) for shape in shapes)
 
 
-def measure(ours: Ours, peers: PeerProcess | None, scope: Scope, repetitions: int) -> tuple[dict[str, Speed], Run]:
-    """Ours and the peers in turn, and our last run; each does one condition before that, which is not counted."""
+def measure(ours: Ours, peers: PeerProcess | None, scope: Scope, repetitions: int) -> tuple[dict[str, Speed], dict[str, Run]]:
+    """Ours and the peers in turn, and our last runs; each does one condition before that, which is not counted."""
     work = ours.work
     names = [*PEERS, *([UNCACHED] if scope == "window" else [])] if peers else []
     speeds = {name: Speed() for name in ("ours", "ours with likelihoods", *names)}
@@ -156,9 +140,9 @@ def measure(ours: Ours, peers: PeerProcess | None, scope: Scope, repetitions: in
         assert peers is not None
         peers.run(name, 0, 0, WINDOW)
     for repetition in range(repetitions):
-        run = ours.run(scope)
-        speeds["ours"].tokens_per_second.append(run.n_tokens / (run.seconds - run.likelihood_seconds))
-        speeds["ours with likelihoods"].tokens_per_second.append(run.n_tokens / run.seconds)
+        runs = {"ours": ours.run(scope, likelihoods=False), "ours with likelihoods": ours.run(scope)}
+        for name, run in runs.items():
+            speeds[name].tokens_per_second.append(run.speed)
         direction, layer = repetition % work.n_directions, (5 + 3 * repetition) % work.n_layers
         for name in names:
             assert peers is not None
@@ -167,19 +151,16 @@ def measure(ours: Ours, peers: PeerProcess | None, scope: Scope, repetitions: in
                 speeds[name].error = answer["error"]
                 continue
             texts = [" ".join(map(str, text)) for text in answer["texts"]]
-            speeds[name].same_texts += [text == run.texts[Cell(f"{direction}/{layer}", str(i), 0)] for i, text in enumerate(texts)]
+            speeds[name].same_texts += [text == runs["ours"].texts[Cell(f"{direction}/{layer}", str(i), 0)] for i, text in enumerate(texts)]
             speeds[name].tokens_per_second.append(sum(map(len, answer["texts"])) / answer["seconds"])
         print(".", end="", flush=True, file=sys.stderr)
     print(file=sys.stderr)
-    return speeds, run
+    return speeds, runs
 
 
-def report(scope: Scope, speeds: dict[str, Speed], run: Run, rate: float) -> None:
+def report(scope: Scope, speeds: dict[str, Speed], runs: dict[str, Run], rate: float) -> None:
     """Medians, ratios to ours, and the limits: what our products would take at the best rate, and nothing else anything."""
-    limits = {
-        "limit": run.n_tokens * rate / (run.flops - run.likelihood_flops),
-        "limit with likelihoods": run.n_tokens * rate / run.flops,
-    }
+    limits = {name.replace("ours", "limit"): run.n_tokens * rate / run.flops for name, run in runs.items()}
     print(f"\nscope {scope}" + (f", W = {WINDOW}" if scope == "window" else ""))
     print(f"{'engine':34}{'tokens/s':>10}{'range':>19}{'ours/it':>9}  texts equal to ours")
     for name, speed in speeds.items():
@@ -193,20 +174,24 @@ def report(scope: Scope, speeds: dict[str, Speed], run: Run, rate: float) -> Non
     for name, limit in limits.items():
         reached = speeds[name.replace("limit", "ours")].median / limit
         print(f"{name:34}{limit:>10.1f}{'':19}{reached:>9.2f}  at {rate / 1e9:.0f} GFLOP/s")
-    print(f"distinct texts: {len(set(run.texts.values()))} of {len(run.texts)}")
+    texts = runs["ours"].texts
+    print(f"distinct texts: {len(set(texts.values()))} of {len(texts)}")
 
 
 def profile(ours: Ours, scope: Scope) -> None:
-    """Where the time of one run goes, by operator."""
+    """Where the time of one run goes, by operator; on a CPU with one thread, because the profiler sees no other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     activities = [torch.profiler.ProfilerActivity.CPU]
     if ours.stack.device.type == "cuda":
         activities.append(torch.profiler.ProfilerActivity.CUDA)
     with torch.profiler.profile(activities=activities) as found:
         ours.run(scope)
+    torch.set_num_threads(threads)
     on_device = ours.stack.device.type == "cuda"
     spent = {e.key: (e.self_device_time_total if on_device else e.self_cpu_time_total, e.count) for e in found.key_averages()}
     total = sum(seconds for seconds, _ in spent.values())
-    print(f"\nprofile, scope {scope}: self time by operator, {total / 1e6:.1f} s in all with the profiler on")
+    print(f"\nprofile, scope {scope}, one thread: self time by operator, {total / 1e6:.1f} s in all with the profiler on")
     for name, (microseconds, count) in sorted(spent.items(), key=lambda item: -item[1][0])[:12]:
         print(f"{microseconds / total:>7.1%}  {count:>8,} calls  {name}")
 
@@ -273,8 +258,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         for scope in given.scopes.split(","):
             most = generation.CPU_BATCH if ours.stack.device.type == "cpu" else generation.GPU_BATCH
             rate = gemm_limit(ours, min(n_cells, most))
-            speeds, run = measure(ours, peers, scope, repetitions)
-            report(scope, speeds, run, rate)
+            speeds, runs = measure(ours, peers, scope, repetitions)
+            report(scope, speeds, runs, rate)
             if ours.n_conditions < work.n_conditions:
                 whole = work.n_cells * work.n_steps / speeds["ours with likelihoods"].median
                 print(f"all {work.n_cells:,} cells at this rate: {whole / 60:.1f} min with likelihoods")

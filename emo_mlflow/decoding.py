@@ -10,6 +10,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from threading import Event
 
 import torch
 from torch import Tensor
@@ -22,6 +23,10 @@ from emo_mlflow.steering import HeadEdits, RowEdits, first_stale_position, n_pat
 from emo_mlflow.types import Scope
 
 COMPACT_BELOW = 0.75
+
+
+class Stopped(Exception):
+    """Decoding was ended from outside."""
 
 
 @dataclass(frozen=True)
@@ -105,11 +110,17 @@ class PackDecoder:
         self.seed_of_row = torch.tensor([seeds[row.noise_seed % 2**63] for row in self.rows], device=device)
 
     @torch.inference_mode()
-    def run(self) -> list[Decoded]:
-        """Decodes all rows; finished rows leave the batch."""
+    def run(self, stop: Event | None = None) -> list[Decoded]:
+        """Decodes all rows; finished rows leave the batch.
+
+        Raises:
+            Stopped: at the first step after `stop` was set.
+        """
         finished: list[Decoded] = []
         may_stop = self.decoding.min_new_tokens < self.decoding.n_steps
         for step in range(self.decoding.n_steps):
+            if stop is not None and stop.is_set():
+                raise Stopped
             hidden = self._first_pass() if step == 0 else self._next_pass(step)
             self._choose(step, self.stack.logits(hidden)[:, -1])
             if step == 0 and self.scope == "window":

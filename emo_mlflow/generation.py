@@ -1,10 +1,17 @@
-"""The engine: cells in, completions out, in packs that fit the memory."""
+"""The engine: cells in, completions out, in packs that fit the memory.
+
+On a CPU the rows of a pack are divided among threads, each with a stack of its own that shares the weights: products of a few hundred
+rows run at twice the speed on two threads that do one each, and at 1.7 times on two that share one; everything else is divided too.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from threading import Event
 
+import numpy as np
 import torch
 
 from emo_mlflow.decoding import Decoded, Decoding, PackDecoder
@@ -16,6 +23,7 @@ from emo_mlflow.packing import Row, plan_packs
 from emo_mlflow.types import Completion
 
 CPU_BATCH = 384  # past this a CPU's matrix products gain nothing, and completions come later
+LEAST_ROWS_OF_A_THREAD, BEST_ROWS_OF_A_THREAD = 32, 96  # with few rows, weights are read too often for what they multiply
 GPU_BATCH = 8192
 MEMORY_SHARE = 0.6
 OUT_OF_MEMORY_WORDS = ("out of memory", "can't allocate memory", "not enough memory")
@@ -59,9 +67,12 @@ class Engine:
         copies = 1 + (self.decoding.min_new_tokens < self.decoding.n_steps)
         activations = 16 * max(q, self.decoding.n_steps) * self.stack.d_model * size
         per_row = copies * n_slots * self.stack.bytes_per_slot + activations + 4 * self.stack.vocabulary * 4
-        most = CPU_BATCH if self.stack.device.type == "cpu" else GPU_BATCH
+        most = max(CPU_BATCH, BEST_ROWS_OF_A_THREAD * self._cores()) if self.stack.device.type == "cpu" else GPU_BATCH
         fits = int(free_memory(self.stack.device) * MEMORY_SHARE) // per_row
         return MemoryEstimate(per_row, max(1, min(most, fits)))
+
+    def _cores(self) -> int:
+        return torch.get_num_threads() if self.stack.device.type == "cpu" else 1
 
     def packs(self, rows: Sequence[Row]) -> list[list[Row]]:
         """The rows in packs that fit the memory, as `generate` decodes them; a pack alone is cut no further."""
@@ -100,9 +111,30 @@ class Engine:
             waiting = plan_packs(left, -(-len(pack) // 2))[::-1]
 
     def _run(self, pack: Sequence[Row]) -> list[Completion]:
-        decoded = PackDecoder(self.stack, pack, self.decoding).run()
+        decoded = self._decode(pack)
         texts = self.decode([list(item.tokens) for item in decoded])
         return [_completion(item, text) for item, text in zip(decoded, texts, strict=True)]
+
+    def _decode(self, pack: Sequence[Row]) -> list[Decoded]:
+        """The pack's rows, divided among as many threads as it has enough rows for."""
+        cores = self._cores()
+        n = max(1, min(cores, len(pack) // LEAST_ROWS_OF_A_THREAD))
+        if n == 1:
+            return PackDecoder(self.stack, pack, self.decoding).run()
+        stacks, stop = self.stack.replicas(n), Event()
+
+        def work(stack: BlockStack, part: np.ndarray) -> list[Decoded]:
+            torch.set_num_threads(cores // n)  # of this thread
+            stack.flops = 0.0
+            return PackDecoder(stack, [pack[i] for i in part], self.decoding).run(stop)
+
+        with ThreadPoolExecutor(n, "generation") as pool:
+            try:
+                done = list(pool.map(work, stacks, np.array_split(np.arange(len(pack)), n)))
+            finally:
+                stop.set()  # of use only where a part failed or this thread was interrupted: the others end at their next step
+        self.stack.flops += sum(stack.flops for stack in stacks)
+        return [decoded for part in done for decoded in part]
 
 
 def _completion(item: Decoded, text: str) -> Completion:

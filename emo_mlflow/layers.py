@@ -7,8 +7,9 @@ its blocks replaced by stand-ins that record the call, and the recorded calls ar
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy, deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -145,9 +146,21 @@ class BlockStack:
         self.flops = 0.0
         self._block_sizes = [_matrix_elements(block) for block in self.blocks]
         self._head_size = _matrix_elements(model.get_output_embeddings())
+        self._replicas: list[BlockStack] = []
         self._returns_tuple = False
         self._returns_tuple = self._block_returns_tuple()
         self.d_model, self.bytes_per_slot = self._verify()
+
+    def replicas(self, n: int) -> Sequence[BlockStack]:
+        """Stacks with the same weights, in the same memory, for n threads: the blocks of one stack have one caller at a time."""
+        while len(self._replicas) < n:
+            tensors = [*self.model.parameters(), *self.model.buffers()]
+            twin = copy(self)
+            twin.model = deepcopy(self.model, {id(tensor): tensor for tensor in tensors})
+            twin.blocks = find_blocks(twin.model)
+            twin.flops = 0.0
+            self._replicas.append(twin)
+        return self._replicas[:n]
 
     @torch.inference_mode()
     def _block_returns_tuple(self) -> bool:

@@ -16,7 +16,7 @@ from emo_mlflow.steering import Intervention
 from emo_mlflow.types import Cell
 
 Tokens = tuple[int, ...]
-ENOUGH = 192  # rows at which products are about as fast as they get, so that a pack of one length beats a longer padded one
+ENOUGH = 1024  # rows at which a pack of one length, which needs no mask, beats a longer padded one
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
+import time
+from dataclasses import replace
 from unittest import mock
 
 import numpy as np
@@ -250,8 +255,10 @@ def test_wide_heads_in_slices_give_the_same_logits(monkeypatch):
     assert "forward" not in vars(stack.model.get_output_embeddings())
 
 
-def test_packs_are_not_padded_where_each_length_has_rows_enough():
+def test_packs_are_not_padded_where_each_length_has_rows_enough(monkeypatch):
     """Guards: a mask for every pack of a large sweep; and, in a small one, a pack for every length."""
+    monkeypatch.setattr("emo_mlflow.packing.ENOUGH", 192)
+
     def rows(n: int, length: int) -> list[Row]:
         return [Row(Cell(f"{length}/{i}", "p", 0), tuple(range(length)), None) for i in range(n)]
 
@@ -310,9 +317,78 @@ def test_out_of_memory_halves_the_batch_and_loses_nothing(monkeypatch):
     done = [c for pack in engine.generate(rows) for c in pack]
     assert {c.cell.condition_id: tuple(map(int, c.completion.split())) for c in done} == expected and len(done) == len(rows)
     assert sizes[0] == 30 and 30 in sizes[3:] and sizes[-1] <= 8
-    monkeypatch.setattr(PackDecoder, "run", lambda self: (_ for _ in ()).throw(torch.OutOfMemoryError("out of memory")))
+    monkeypatch.setattr(PackDecoder, "run", lambda self, stop=None: (_ for _ in ()).throw(torch.OutOfMemoryError("out of memory")))
     with pytest.raises(UserError, match="not enough memory"):
         list(engine_for(stack, decoding, 1).generate(rows[:1]))
+
+
+@pytest.fixture
+def three_threads():
+    """As many for the products of the engine, whatever the environment says."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_threads_share_a_pack_and_the_weights(family, three_threads):
+    """Guards: rows lost or doubled where a pack is divided, stand-ins of one thread called by another, weights copied per thread."""
+    stack = stack_of(family)
+    decoding = Decoding(6, 0, 0.9, EOS)
+    rows = random_rows(np.random.default_rng(11), 100, "window", 3, "constant", 6)
+    rows = [replace(row, noise_seed=i) for i, row in enumerate(rows)]
+    expected, before = run_packed(stack, rows, decoding, 100), stack.flops
+    (done,) = engine_for(stack, decoding).generate(rows)
+    assert {c.cell.condition_id: tuple(map(int, c.completion.split())) for c in done} == expected and len(done) == len(rows)
+    assert stack.flops > before and torch.get_num_threads() == 3
+    replicas = stack.replicas(3)
+    weights = {parameter.data_ptr() for parameter in stack.model.parameters()}
+    assert len({id(replica.blocks[0]) for replica in (stack, *replicas)}) == 4
+    assert all({parameter.data_ptr() for parameter in replica.model.parameters()} == weights for replica in replicas)
+
+
+def test_a_thread_without_memory_stops_the_others_and_the_pack_is_halved(monkeypatch, three_threads):
+    """Others that go on would hold the memory that the next, smaller try needs."""
+    stack, decoding = stack_of("gpt2"), Decoding(4, 4, 0.0, EOS)
+    rows = random_rows(np.random.default_rng(7), 96, "generated", None, "constant", 4)
+    expected = run_packed(stack, rows, decoding, 96)
+    real, steps, others = PackDecoder._next_pass, [], threading.Barrier(3)
+
+    def limited(self, step):
+        if len(self.rows) == 32:
+            steps.append(step)
+            if step == 1:
+                others.wait(timeout=30)
+                if self.stack is stack.replicas(1)[0]:
+                    raise torch.OutOfMemoryError("out of memory")
+                time.sleep(0.2)
+        return real(self, step)
+
+    monkeypatch.setattr(PackDecoder, "_next_pass", limited)
+    packs = list(engine_for(stack, decoding).generate(rows))
+    assert [len(pack) for pack in packs] == [48, 48]
+    assert {c.cell.condition_id: tuple(map(int, c.completion.split())) for pack in packs for c in pack} == expected
+    assert steps == [1, 1, 1]
+
+
+def test_ctrl_c_ends_the_threads_at_their_next_step(monkeypatch, three_threads):
+    """Or the process would live on, unheard, until its packs are done."""
+    stack, decoding = stack_of("gpt2"), Decoding(50, 50, 0.0, EOS)
+    rows = random_rows(np.random.default_rng(7), 96, "generated", None, "constant", 50)
+    real, steps = PackDecoder._next_pass, []
+
+    def slow(self, step):
+        steps.append(step)
+        if len(steps) == 6:
+            os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.05)
+        return real(self, step)
+
+    monkeypatch.setattr(PackDecoder, "_next_pass", slow)
+    with pytest.raises(KeyboardInterrupt):
+        list(engine_for(stack, decoding).generate(rows))
+    assert max(steps) < 10 and not [thread for thread in threading.enumerate() if thread.name.startswith("generation")]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
