@@ -213,18 +213,18 @@ def store(tracking_uri: str | None) -> Iterator[Finding]:
     import mlflow
     from mlflow import MlflowClient
 
-    from emo_mlflow.run_context import check_store
+    from emo_mlflow.run_context import check_store, shown
 
     uri = tracking_uri or mlflow.get_tracking_uri()
-    shown, path = _without_password(uri), _sqlite_path(uri)
+    address, path = shown(uri), _sqlite_path(uri)
     if path is not None and not path.exists():
         with tempfile.TemporaryFile(dir=path.parent):
-            yield Finding("mlflow store", "ok", f"{shown} (not there yet: the first run makes it)")
+            yield Finding("mlflow store", "ok", f"{address} (not there yet: the first run makes it)")
         return
     check_store(uri)
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     within(2 * NETWORK_SECONDS, lambda: MlflowClient(uri).search_experiments(max_results=1))
-    yield Finding("mlflow store", "ok", f"{shown}, mlflow {mlflow.__version__}")
+    yield Finding("mlflow store", "ok", f"{address}, mlflow {mlflow.__version__}")
     if uri.startswith("http"):
         with urllib.request.urlopen(f"{uri.rstrip('/')}/version", timeout=NETWORK_SECONDS) as answer:
             theirs = answer.read().decode().strip()
@@ -237,10 +237,6 @@ def store(tracking_uri: str | None) -> Iterator[Finding]:
 
 def _sqlite_path(uri: str) -> Path | None:
     return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
-
-
-def _without_password(uri: str) -> str:
-    return re.sub(r"://[^/@]*@", "://", uri)
 
 
 def plugins() -> Iterator[Finding]:

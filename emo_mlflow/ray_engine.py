@@ -147,31 +147,30 @@ def _run(
     pools = make_pools([node["Resources"] for node in ray.nodes() if node["Alive"]], plan.config.device)
     work = Work(plan.scoring())
     scores: list[pa.Table] = []
-    work.add(done)
+    work.add(completion_batch(done))
     if done:
-        parts = completion_batch(done).to_batches(max_chunksize=SCORE_BATCH)
+        parts = work.completions.to_batches(max_chunksize=SCORE_BATCH)
         scores += _scored(ray.data.from_arrow([pa.Table.from_batches([part]) for part in parts]), plan, pools)
-    on_progress(len(work.completions), plan.n_cells, {})
+    on_progress(len(work), plan.n_cells, {})
     start, tokens, change = time.monotonic(), 0, 0.0
     for batch in _scored(_generated(packs, plan, pools), plan, pools) if packs else ():
-        pack = completions_in(batch)
-        keep(pack)
-        work.add(pack)
+        keep(completions_in(batch))
+        work.add(batch)
         scores.append(batch)
-        tokens += sum(completion.n_tokens for completion in pack)
+        tokens += pc.sum(batch["n_tokens"]).as_py()
         change = max(change, pc.max(batch[LOGIT_CHANGE]).as_py())
         seconds = time.monotonic() - start
         speed = {
             "tokens_per_second": tokens / seconds,
-            "cells_per_second": (len(work.completions) - len(done)) / seconds,
+            "cells_per_second": (len(work) - len(done)) / seconds,
         }
-        on_progress(len(work.completions), plan.n_cells, speed)
+        on_progress(len(work), plan.n_cells, speed)
     seconds = max(time.monotonic() - start, 1e-9)
     metrics = {
         "seconds.generation": seconds,
         "seconds.scoring": sum(pc.max(batch[SECONDS]).as_py() for batch in scores),  # of all actors, beside generation
         "tokens_per_second": tokens / seconds,
-        "cells_per_second": (len(work.completions) - len(done)) / seconds,
+        "cells_per_second": (len(work) - len(done)) / seconds,
         "hygiene.max_logit_change": change,
         "ray.generation_actors": float(pools.generators),
         "ray.scoring_actors": float(pools.scorers),

@@ -66,8 +66,8 @@ def store_to_return_to(tracking_uri: str | None, kept: str) -> str:
 
 
 def shown(uri: str) -> str:
-    """A store's address as it may be printed and logged: without the password that it may hold."""
-    return re.sub(r"(://[^:/@\s]*):[^/\s]*@", r"\1:***@", uri)
+    """A store's address as it may be printed and logged: without the user, password or token that it may hold."""
+    return re.sub(r"://[^/\s]*@", "://***@", uri)
 
 
 def run_of_project() -> str | None:

@@ -11,6 +11,7 @@ from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 
 from emo_mlflow.decoding import Decoding
@@ -191,15 +192,18 @@ class Scoring:
         self.prompts = prompts
         self.with_prompt = with_prompt
 
-    def text(self, completion: Completion) -> str:
-        """What a completion is scored by."""
-        return self.prompts[completion.cell.prompt_id] * self.with_prompt + completion.completion
+    def texts(self, completions: pa.Table) -> list[str]:
+        """What each completion is scored by."""
+        texts: list[str] = completions["completion"].to_pylist()
+        if not self.with_prompt:
+            return texts
+        return [self.prompts[prompt] + text for prompt, text in zip(completions["prompt_id"].to_pylist(), texts, strict=True)]
 
     def __call__(self, completions: pa.Table) -> pa.Table:
         """COMPLETION -> CELL and one float32 column per metric."""
-        scored = [completion for completion in completions_in(completions) if completion.failure is None]
-        values = self.scorers.score([self.text(completion) for completion in scored]).astype(np.float32)
-        table = cell_batch([completion.cell for completion in scored])
+        scored = completions.filter(pc.is_null(completions["failure"]))
+        values = self.scorers.score(self.texts(scored)).astype(np.float32)
+        table = scored.select(CELL.names)
         for i, metric in enumerate(self.scorers.metrics):
             table = table.append_column(metric, pa.array(values[:, i]))
         return table

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 
 from emo_mlflow.config import resolve_layers
@@ -37,7 +38,16 @@ from emo_mlflow.prompts import PromptSet, emotions_to_continue, fit_hash, load_p
 from emo_mlflow.ray_cluster import check_ray
 from emo_mlflow.results import SweepResult
 from emo_mlflow.scorers import Scorers, load_scorers
-from emo_mlflow.stages import Generation, Grid, Scoring, cell_batch, completions_in, make_engine, probe_logits
+from emo_mlflow.stages import (
+    Generation,
+    Grid,
+    Scoring,
+    cell_batch,
+    completion_batch,
+    completions_in,
+    make_engine,
+    probe_logits,
+)
 from emo_mlflow.tables import Work, assemble
 from emo_mlflow.types import Cell, Completion, Condition, Prompt, SweepConfig
 
@@ -226,23 +236,23 @@ def run(
     probe = next(iter(plan.tokens.values()))
     before = probe_logits(plan.loaded, probe)
     work = Work(plan.scoring())
-    work.add(done)
-    on_progress(len(work.completions), plan.n_cells, {})
+    work.add(completion_batch(done))
+    on_progress(len(work), plan.n_cells, {})
     if plan.stack.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(plan.stack.device)
     start, tokens, flops = time.monotonic(), 0, plan.stack.flops
     generate = Generation(plan, plan.engine)
     for cells in plan.packs({completion.cell for completion in done}):
-        pack = completions_in(generate(cells))
-        keep(pack)
+        pack = generate(cells)
+        keep(completions_in(pack))
         work.add(pack)
-        tokens += sum(completion.n_tokens for completion in pack)
+        tokens += pc.sum(pack["n_tokens"]).as_py()
         seconds = time.monotonic() - start
         speed = {
             "tokens_per_second": tokens / seconds,
-            "cells_per_second": (len(work.completions) - len(done)) / seconds,
+            "cells_per_second": (len(work) - len(done)) / seconds,
         }
-        on_progress(len(work.completions), plan.n_cells, speed)
+        on_progress(len(work), plan.n_cells, speed)
     generated = time.monotonic()
     stack, flops_done = plan.stack, plan.stack.flops - flops
     rate = gemm_rate(stack.device, stack.dtype, 256, stack.d_model, 4 * stack.d_model)
@@ -252,7 +262,7 @@ def run(
         "seconds.generation": generated - start,
         "seconds.scoring": time.monotonic() - measured,
         "tokens_per_second": tokens / max(generated - start, 1e-9),
-        "cells_per_second": (len(work.completions) - len(done)) / max(generated - start, 1e-9),
+        "cells_per_second": (len(work) - len(done)) / max(generated - start, 1e-9),
         "gemm_utilisation": flops_done / (rate * max(generated - start, 1e-9)),
         "peak_memory_gib": peak_memory(stack.device) / 2**30,
         "hygiene.max_logit_change": float((probe_logits(plan.loaded, probe) - before).abs().max()),
@@ -264,7 +274,7 @@ def finish(plan: Plan, work: Work, scores: pd.DataFrame, metrics: Mapping[str, f
     """The result of a sweep, whatever ran its stages; `metrics` are those of the engine that did."""
     counts = {
         "distinct_texts": float(work.n_distinct),
-        "failed_cells": float(sum(completion.failure is not None for completion in work.completions)),
+        "failed_cells": float(work.n_failed),
     }
     return assemble(
         plan.config,

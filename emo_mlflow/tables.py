@@ -9,38 +9,52 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
 from emo_mlflow import __version__
 from emo_mlflow.prompts import PromptSet
 from emo_mlflow.results import KEYS, HeadScreen, SweepResult
-from emo_mlflow.stages import Scoring, completion_batch
+from emo_mlflow.stages import COMPLETION, Scoring
 from emo_mlflow.statistics.effects import condition_effects
-from emo_mlflow.types import Completion, Condition, Direction, Prompt, SweepConfig
+from emo_mlflow.types import Condition, Direction, Prompt, SweepConfig
 
 FLUENCY = {"nll": "fluency.nll", "distinct_2": "fluency.distinct_2"}
 VERSIONED = ("torch", "transformers", "numpy", "onnxruntime", "mlflow")
 
 
 class Work:
-    """The completions so far, and the stage that they are scored by."""
+    """The completions so far, as columns (objects would take four times the memory), and the stage that they are scored by."""
 
     def __init__(self, scoring: Scoring) -> None:
         self.scoring = scoring
-        self.completions: list[Completion] = []
+        self._parts = [COMPLETION.empty_table()]
 
-    def add(self, completions: Sequence[Completion]) -> None:
-        """Takes in more completions."""
-        self.completions += completions
+    def add(self, completions: pa.Table) -> None:
+        """Takes in more completions, COMPLETION."""
+        self._parts.append(completions.select(COMPLETION.names))
+
+    def __len__(self) -> int:
+        return sum(map(len, self._parts))
+
+    @property
+    def completions(self) -> pa.Table:
+        """All of them, COMPLETION, in the order in which they came."""
+        return pa.concat_tables(self._parts)
 
     def scores(self) -> pd.DataFrame:
         """KEYS and one float32 column per metric, for the cells that did not fail; each distinct text is scored once."""
         # In an order of their own: a scorer that quantises by batch gives a text other last bits in another batch.
-        return self.scoring(completion_batch(sorted(self.completions, key=_key))).to_pandas()
+        return self.scoring(self.completions.sort_by([(name, "ascending") for name in KEYS])).to_pandas()
 
     @property
     def n_distinct(self) -> int:
         """Distinct texts among the completions."""
-        return len({self.scoring.text(completion) for completion in self.completions})
+        return len(set(self.scoring.texts(self.completions)))
+
+    @property
+    def n_failed(self) -> int:
+        """Cells that have no completion."""
+        return len(self) - int(self.completions["failure"].null_count)
 
 
 def prompt_table(prompts: Sequence[Prompt]) -> pd.DataFrame:
@@ -48,24 +62,22 @@ def prompt_table(prompts: Sequence[Prompt]) -> pd.DataFrame:
     return pd.DataFrame([(p.prompt_id, p.emotion, p.text) for p in prompts], columns=["prompt_id", "emotion", "text"])
 
 
-def condition_table(conditions: Sequence[Condition], completions: Sequence[Completion]) -> pd.DataFrame:
+def condition_table(conditions: Sequence[Condition], completions: pa.Table) -> pd.DataFrame:
     """A row per condition, in the sweep's order, with the positions that its cells patched in all."""
-    patched: dict[str, int] = dict.fromkeys((c.condition_id for c in conditions), 0)
-    for completion in completions:
-        patched[completion.cell.condition_id] += completion.n_patched
+    sums = completions.group_by("condition_id").aggregate([("n_patched", "sum")]).to_pydict()
+    patched = dict(zip(sums["condition_id"], sums["n_patched_sum"], strict=True))
     columns = ["condition_id", "kind", "emotion", "layer", "head", "alpha", "draw", "scope", "patch_window"]
     rows = [[getattr(condition, column) for column in columns] for condition in conditions]
     table = pd.DataFrame(rows, columns=columns).astype(
         {"layer": "Int64", "head": "Int64", "alpha": "Float64", "draw": "Int64", "patch_window": "Int64"}
     )
     table.loc[table["kind"] == "baseline", "scope"] = None
-    return table.assign(n_patched=list(patched.values()))
+    return table.assign(n_patched=[patched.get(condition.condition_id, 0) for condition in conditions])
 
 
-def completion_table(completions: Sequence[Completion]) -> pd.DataFrame:
+def completion_table(completions: pa.Table) -> pd.DataFrame:
     """A row per cell: KEYS, completion, n_tokens, nll, distinct_2, failure."""
-    rows = [(*_key(c), c.completion, c.n_tokens, c.nll, c.distinct_2, c.failure) for c in completions]
-    return pd.DataFrame(rows, columns=[*KEYS, "completion", "n_tokens", "nll", "distinct_2", "failure"])
+    return completions.select([*KEYS, "completion", "n_tokens", "nll", "distinct_2", "failure"]).to_pandas()
 
 
 def one_likelihood(texts: pd.DataFrame) -> pd.DataFrame:
@@ -75,10 +87,6 @@ def one_likelihood(texts: pd.DataFrame) -> pd.DataFrame:
     """
     same = texts.groupby(["prompt_id", "completion", "n_tokens"], sort=False)["nll"]
     return texts.assign(nll=same.transform("first"))
-
-
-def _key(completion: Completion) -> tuple[str, str, int]:
-    return completion.cell.condition_id, completion.cell.prompt_id, completion.cell.sample
 
 
 def in_order(table: pd.DataFrame, conditions: Sequence[Condition], prompts: Sequence[Prompt]) -> pd.DataFrame:
@@ -101,7 +109,7 @@ def assemble(
     prompts: PromptSet,
     directions: Mapping[str, Direction],
     conditions: Sequence[Condition],
-    completions: Sequence[Completion],
+    completions: pa.Table,
     scores: pd.DataFrame,
     metrics: Mapping[str, float],
     screen: HeadScreen | None = None,
@@ -110,8 +118,8 @@ def assemble(
     table = condition_table(conditions, completions)
     scores = in_order(scores, conditions, prompts.test)
     texts = one_likelihood(in_order(completion_table(completions), conditions, prompts.test))
-    fluency = texts[texts["failure"].isna()].set_index(KEYS)[list(FLUENCY)].rename(columns=FLUENCY).astype(np.float32)
-    values = scores.merge(fluency.reset_index(), on=KEYS)
+    fluency = texts.loc[texts["failure"].isna(), list(FLUENCY)].rename(columns=FLUENCY).astype(np.float32)
+    values = pd.concat([scores, fluency.reset_index(drop=True)], axis="columns")  # both have the cells that succeeded, in one order
     versions = {name: version(name) for name in VERSIONED}
     versions |= {"emo_mlflow": __version__, "python": sys.version.split()[0]}
     return SweepResult(

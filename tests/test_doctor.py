@@ -20,6 +20,7 @@ from huggingface_hub import constants
 from emo_mlflow import doctor
 from emo_mlflow.cli import main
 from emo_mlflow.doctor_report import Check, Finding, examine, lines_of, within
+from emo_mlflow.run_context import shown
 
 
 @pytest.fixture(autouse=True)
@@ -175,8 +176,10 @@ def test_stores(place, monkeypatch):
 
 
 def test_a_password_is_not_shown():
-    assert doctor._without_password("postgresql://me:secret@host/db") == "postgresql://host/db"
-    assert doctor._without_password("sqlite:///a@b.db") == "sqlite:///a@b.db"
+    """Guards: a token without a name, a password that holds an @, and a path that looks like either."""
+    assert shown("postgresql://me:se@cret@host/db") == "postgresql://***@host/db"
+    assert shown("https://token@host") == "https://***@host"
+    assert shown("sqlite:///a@b.db") == "sqlite:///a@b.db"
 
 
 def test_hubs(monkeypatch):
