@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -41,6 +42,7 @@ def all_checks(tracking_uri: str | None) -> tuple[Check, ...]:
         Check("device", device, advice="install torch again; https://pytorch.org has the command for this machine"),
         Check("memory", memory),
         Check("cache", cache, advice="set EMO_MLFLOW_CACHE to a folder that can be written to"),
+        Check("unfinished", unfinished, needed=False),
         Check("scorer", scorer, advice="install onnxruntime and emo_mlflow again"),
         Check("model", embedded_model),
         Check("mlflow store", lambda: store(tracking_uri), advice="start the server, or correct MLFLOW_TRACKING_URI"),
@@ -157,6 +159,21 @@ def cache() -> Iterator[Finding]:
         yield Finding("cache", "FAIL", f"{text}, and a first sweep takes {needed / GIB:.1f}", advice)
     else:
         yield Finding("cache", "ok", text)
+
+
+def unfinished() -> Iterator[Finding]:
+    """Sweeps that were stopped, or that are at work now, whose finished cells take room in the cache."""
+    from emo_mlflow.resume import kept, record_folder
+
+    folders = kept()
+    if not folders:
+        yield Finding("unfinished", "ok", "no sweep is")
+    for folder in folders:
+        is_computed = record_folder(folder.name).exists()
+        what, command = ("computed, not logged", "upload") if is_computed else ("not finished", "sweep --resume (or heads --resume)")
+        begun = time.strftime("%Y-%m-%d", time.localtime(folder.stat().st_mtime))
+        text = f"{folder.name}, {what}, last written {begun}, {_size(folder) / MIB:.1f} MiB"
+        yield Finding("unfinished", "note", text, f"emo-mlflow {command} {folder.name}, or remove {folder}")
 
 
 def _needed_on_disk() -> int:

@@ -97,14 +97,19 @@ def work_id(plan: Plan) -> str:
     return digest([work_hash(plan.config), plan.loaded.fingerprint, fit_hash(prompts.fit), tested])
 
 
+def kept() -> list[Path]:
+    """Folders of the runs whose finished cells are kept on this machine, the newest first."""
+    folders = [path.parent for path in _root().glob(f"*/{CELLS}") if is_run_id(path.parent.name)]
+    return sorted(folders, key=lambda folder: folder.stat().st_mtime, reverse=True)
+
+
 def unfinished(work: str, is_there: Callable[[str], bool]) -> str | None:
     """The newest run on this machine that began the same work and did not log it.
 
     Args:
         is_there: whether the tracking store has a run of this id.
     """
-    folders = [path.parent for path in _root().glob(f"*/{CELLS}") if is_run_id(path.parent.name)]
-    for folder in sorted(folders, key=lambda folder: folder.stat().st_mtime, reverse=True):
+    for folder in kept():
         try:
             found = Spool(folder).header()["work"]
         except UserError:

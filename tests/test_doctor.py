@@ -21,6 +21,7 @@ from emo_mlflow import doctor
 from emo_mlflow.cli import main
 from emo_mlflow.doctor_report import Check, Finding, examine, lines_of, within
 from emo_mlflow.run_context import shown
+from emo_mlflow.spool import CELLS
 
 
 @pytest.fixture(autouse=True)
@@ -173,6 +174,20 @@ def test_stores(place, monkeypatch):
     with server({"/health": (200, "OK"), "/api/2.0/mlflow/experiments/search": (401, "no")}) as url:
         (found,) = look(doctor.store, url)
     assert found.level == "FAIL" and "401" in found.text
+
+
+def test_what_stopped_sweeps_left_in_the_cache_is_listed(place, monkeypatch):
+    """Guards: a disk that fills with what nobody knows of; and a folder of another kind, taken for a sweep."""
+    monkeypatch.setenv("EMO_MLFLOW_CACHE", str(place))
+    assert [item.level for item in look(doctor.unfinished)] == ["ok"]
+    for name in ("a" * 32, "b" * 32, "notes"):
+        (place / "spool" / name).mkdir(parents=True)
+        (place / "spool" / name / CELLS).write_bytes(b"x" * 2**20)
+    (place / "spool" / ("b" * 32) / "record").mkdir()
+    found = {item.text.split(",")[0]: item for item in look(doctor.unfinished)}
+    assert set(found) == {"a" * 32, "b" * 32} and all(item.level == "note" and "1.0 MiB" in item.text for item in found.values())
+    assert "not finished" in found["a" * 32].text and "--resume" in found["a" * 32].advice
+    assert "not logged" in found["b" * 32].text and f"emo-mlflow upload {'b' * 32}" in found["b" * 32].advice
 
 
 def test_a_password_is_not_shown():
