@@ -142,7 +142,8 @@ def test_the_answer_is_three_sentences_that_say_what_was_found() -> None:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"effect": 0.0}, "In none of 1 cases"),
+        ({"effect": 0.0}, "more than every random direction of the same length did"),
+        ({"effect": 0.0, "n_random": 0}, "own label significantly after correction without breaking the text."),
         ({"n_random": 0}, "no random directions were swept"),
         ({"emotions": ("pirate",)}, "No scorer has a label"),
     ],

@@ -41,7 +41,8 @@ def _raised(comparison: Comparison, t: Words) -> str:
             more = t["raised_more"].format(beyond=beyond) if beyond else ""
             words = {"more": more, "chance": _by_chance(best, t)}
             return t[template].format(sure=len(found), total=len(known), beyond=beyond, **words, **best)
-    return t["raised_none"].format(total=len(known))
+    drawn = (comparison.tables["specificity"]["n_draws"] > 0).any()
+    return t["raised_none" if drawn else "raised_none_untested"].format(total=len(known))
 
 
 def _by_chance(best: Mapping[str, Any], t: Words) -> str:
