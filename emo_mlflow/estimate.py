@@ -27,7 +27,6 @@ class Estimate:
         """Generation and likelihoods; loading and scoring come on top."""
         return self.flops / (self.flops_per_second * TYPICAL_UTILISATION)
 
-
     def lines(self) -> list[str]:
         """For the terminal: how much, how long, how large."""
         minutes = self.seconds / 60
