@@ -11,6 +11,8 @@ import torch
 
 PROBE_SECONDS = 0.3
 PROBES = 5
+SQUARE = {"cpu": 1024}  # large enough for a product to be as fast as it gets
+SQUARE_ON_A_GPU = 8192
 
 
 def free_memory(device: torch.device) -> int:
@@ -29,6 +31,12 @@ def peak_memory(device: torch.device) -> int:
     import resource  # not on Windows
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def best_gemm_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Floating-point operations per second of a large square product: what no model's products exceed by much."""
+    side = SQUARE.get(device.type, SQUARE_ON_A_GPU)
+    return gemm_rate(device, dtype, side, side, side)
 
 
 def gemm_rate(

@@ -31,7 +31,7 @@ from emo_mlflow.directions import (
 from emo_mlflow.errors import UserError
 from emo_mlflow.generation import Engine
 from emo_mlflow.layers import BlockStack
-from emo_mlflow.machine import gemm_rate, peak_memory
+from emo_mlflow.machine import best_gemm_rate, peak_memory
 from emo_mlflow.models import LoadedModel, ModelSpec, check, load, pick_device, resolve
 from emo_mlflow.packing import Tokens
 from emo_mlflow.prompts import PromptSet, emotions_to_continue, fit_hash, load_prompts
@@ -255,7 +255,7 @@ def run(
         on_progress(len(work), plan.n_cells, speed)
     generated = time.monotonic()
     stack, flops_done = plan.stack, plan.stack.flops - flops
-    rate = gemm_rate(stack.device, stack.dtype, 256, stack.d_model, 4 * stack.d_model)
+    rate = best_gemm_rate(stack.device, stack.dtype)
     measured = time.monotonic()
     scores = work.scores()
     metrics = {
