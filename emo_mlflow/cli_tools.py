@@ -72,7 +72,7 @@ def import_vectors_command(source: Path, out: Path, emotion: str, model: str | N
 @click.option(
     "--out", type=click.Path(file_okay=False, path_type=Path), required=True, help="Folder to write the scorer into."
 )
-@click.option("--epochs", type=click.IntRange(1), default=2, show_default=True)
+@click.option("--epochs", type=click.IntRange(1), default=3, show_default=True)
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option(
     "--cross-validate/--no-cross-validate",

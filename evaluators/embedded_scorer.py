@@ -45,7 +45,7 @@ CV_EMOTION_TEXTS = 4_000
 MAX_LENGTH = 256
 
 
-def train_scorer(data: Path, out: Path, epochs: int = 2, seed: int = 0, cross_validate: bool = False) -> Card:
+def train_scorer(data: Path, out: Path, epochs: int = 3, seed: int = 0, cross_validate: bool = False) -> Card:
     """Trains the embedded scorer on the corpora in `data` and writes graph, tokenizer and card to the folder `out`.
 
     The same data, seed, versions and number of threads give the same weights. Politeness is measured on a fifth of its

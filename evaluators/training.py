@@ -33,7 +33,7 @@ class Recipe:
         politeness_passes: how often an epoch goes through the politeness texts.
     """
 
-    epochs: int = 2
+    epochs: int = 3
     seed: int = 0
     lr: float = 1.5e-4
     batch_size: int = 64
@@ -43,7 +43,7 @@ class Recipe:
     warmup: float = 0.1
     dropout: float = 0.1
     max_positive_weight: float = 10.0
-    politeness_passes: int = 1
+    politeness_passes: int = 2
 
 
 @dataclass(frozen=True, eq=False)
