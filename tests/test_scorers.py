@@ -255,9 +255,9 @@ def test_embedded_scores_do_not_depend_on_the_batch(embedded: scorers.Scorers) -
 def test_embedded_quality_is_what_was_promised(embedded: scorers.Scorers) -> None:
     """Guards: weights exchanged for worse ones: the floor for the figures in the card."""
     (card,) = embedded.cards
-    assert card.quality["goemotions"]["macro_f1_cross_fitted"] >= 0.51
+    assert card.quality["goemotions"]["macro_f1"] >= 0.54
     assert card.quality["sentiment"]["macro_f1"] >= 0.72
-    assert card.quality["politeness"]["pearson_r"] >= 0.71
-    assert card.quality["politeness"]["cross_validation"]["pearson_r"] >= 0.71
+    assert card.quality["politeness"]["pearson_r"] >= 0.73
+    assert card.quality["politeness"]["cross_validation"]["pearson_r"] >= 0.75
     assert card.quality["int8_against_float32"]["goemotions_macro_f1_points"] < 0.5
     assert (cards.embedded_folder() / GRAPH).stat().st_size < 30e6
