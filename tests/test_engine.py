@@ -386,8 +386,12 @@ def test_ctrl_c_ends_the_threads_at_their_next_step(monkeypatch, three_threads):
         return real(self, step)
 
     monkeypatch.setattr(PackDecoder, "_next_pass", slow)
-    with pytest.raises(KeyboardInterrupt):
-        list(engine_for(stack, decoding).generate(rows))
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a process that was started in the background ignores it
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            list(engine_for(stack, decoding).generate(rows))
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert max(steps) < 10 and not [thread for thread in threading.enumerate() if thread.name.startswith("generation")]
 
 
