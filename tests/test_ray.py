@@ -148,6 +148,8 @@ def test_runs_as_ray_jobs(place, project):
         with two_nodes(dashboard=True) as (_, address):
             small = {**settings(place), "layers": "0", "alphas": "1,1e38", "num_random": "1"}
             done = submit(project, address, {**small, "engine": "ray"}, entrypoint_num_cpus=0.1)
+            # Two nodes of one machine share the folder that a package is unpacked into, so jobs at work together get a package each.
+            (project / "another").write_text("")
             wrong = submit(project, address, {**small, "emotions": "joy"})
             assert done.get_status() in ("SCHEDULED", "RUNNING")
             assert done.wait() and done.get_status() == "FINISHED"
