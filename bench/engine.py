@@ -191,7 +191,7 @@ def profile(ours: Ours, scope: Scope) -> None:
     on_device = ours.stack.device.type == "cuda"
     spent = {e.key: (e.self_device_time_total if on_device else e.self_cpu_time_total, e.count) for e in found.key_averages()}
     total = sum(seconds for seconds, _ in spent.values())
-    print(f"\nprofile, scope {scope}, one thread: self time by operator, {total / 1e6:.1f} s in all with the profiler on")
+    print(f"\nprofile, scope {scope}{'' if on_device else ', one thread'}: self time by operator, {total / 1e6:.1f} s in all with the profiler on")
     for name, (microseconds, count) in sorted(spent.items(), key=lambda item: -item[1][0])[:12]:
         print(f"{microseconds / total:>7.1%}  {count:>8,} calls  {name}")
 

@@ -260,15 +260,20 @@ def use(folder: Path) -> None:
     export_legacy(sweep, folder / "legacy")
 
 
-@pytest.mark.parametrize("name", ["config.json", "prompts.parquet", "conditions.parquet", "completions.parquet", "scores.parquet",
-                                  "effects.parquet", "directions.safetensors"])  # fmt: skip
-def test_artifacts_of_runs(name, artifacts, place):
-    """A run on somebody's server, file by file, as `compare` and `export-legacy` use it."""
-    folder = place / "run"
+def copied(artifacts: Path, folder: Path) -> Path:
+    """The folder, made and filled with the files of a run, to be damaged."""
     folder.mkdir()
     for path in artifacts.iterdir():
         if path.is_file():
             (folder / path.name).write_bytes(path.read_bytes())
+    return folder
+
+
+@pytest.mark.parametrize("name", ["config.json", "prompts.parquet", "conditions.parquet", "completions.parquet", "scores.parquet",
+                                  "effects.parquet", "directions.safetensors"])  # fmt: skip
+def test_artifacts_of_runs(name, artifacts, place):
+    """A run on somebody's server, file by file, as `compare` and `export-legacy` use it."""
+    folder = copied(artifacts, place / "run")
     valid = (folder / name).read_bytes()
 
     alone = {"effects.parquet": "effects", "directions.safetensors": "directions"}
@@ -286,11 +291,7 @@ def test_artifacts_of_runs(name, artifacts, place):
 @pytest.mark.parametrize("name", ["conditions", "completions", "scores", "prompts"])
 def test_tables_of_runs(name, artifacts, place):
     """Whole parquet files with wrong columns, rows and values: what a damaged byte seldom makes."""
-    folder = place / "run"
-    folder.mkdir()
-    for path in artifacts.iterdir():
-        if path.is_file():
-            (folder / path.name).write_bytes(path.read_bytes())
+    folder = copied(artifacts, place / "run")
     valid = pd.read_parquet(folder / f"{name}.parquet")
     rng = random.Random(10)
     for _ in range(CASES or 10):

@@ -47,7 +47,7 @@ def test_built_in_lengths_match_between_emotions(builtin):
 
 @pytest.mark.slow
 def test_built_in_texts_express_their_emotion(builtin):
-    """By the embedded scorer, at its card's thresholds: at least 90% of the texts have a label of their own emotion."""
+    """By the embedded scorer, at its card's thresholds: at least 90% of the texts have a label of their own emotion; it leads in 88%."""
     from emo_mlflow.scorers import load_scorers
 
     own = {
@@ -59,11 +59,14 @@ def test_built_in_texts_express_their_emotion(builtin):
     scorers = load_scorers(("embedded",))
     (head,) = [head for head in scorers.cards[0].heads if head.name == "goemotions"]
     columns = [scorers.metrics.index(f"goemotions.{label}") for label in head.labels]
-    found = scorers.score([prompt.text for prompt in builtin.fit])[:, columns] >= np.array(head.thresholds)
+    probabilities = scorers.score([prompt.text for prompt in builtin.fit])[:, columns]
+    leading = probabilities.argmax(axis=1)
     for emotion, labels in own.items():
         rows = [prompt.emotion == emotion for prompt in builtin.fit]
-        hits = found[rows][:, [label in labels for label in head.labels]].any(axis=1)
-        assert np.mean(hits) >= 0.9, emotion
+        own_columns = np.flatnonzero([label in labels for label in head.labels])
+        found = probabilities[rows][:, own_columns] >= np.array(head.thresholds)[own_columns]
+        assert found.any(axis=1).mean() >= 0.9, emotion
+        assert np.isin(leading[rows], own_columns).mean() >= 0.88, emotion
 
 
 def test_fewer_samples_are_a_part_of_more():
