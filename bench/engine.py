@@ -31,13 +31,14 @@ import transformers
 from engine_environment import PeerProcess, peers_python
 from engine_work import CLOCKS, NEO, QUICK, STUDY, Work
 
-from emo_mlflow import decoding, generation
-from emo_mlflow.decoding import Decoding
-from emo_mlflow.layers import BlockStack
-from emo_mlflow.machine import gemm_rate, peak_memory
-from emo_mlflow.models import fuse_activations
-from emo_mlflow.packing import Layout, Row
-from emo_mlflow.steering import Patch
+from emo_mlflow.common.machine import gemm_rate, peak_memory
+from emo_mlflow.models.blocks import BlockStack
+from emo_mlflow.models.loading import fuse_activations
+from emo_mlflow.steering import decoding
+from emo_mlflow.steering import engine as generation
+from emo_mlflow.steering.decoding import Decoding
+from emo_mlflow.steering.edits import Patch
+from emo_mlflow.steering.packing import Layout, Row
 from emo_mlflow.types import Cell, Scope
 
 WORKS = {"neo": NEO, "quick": QUICK, "study": STUDY}
@@ -198,8 +199,9 @@ def profile(ours: Ours, scope: Scope) -> None:
 
 def independence(n_cells: int) -> None:
     """Real weights: every condition alone (its prompts together) against all packed, greedy, float32."""
-    from emo_mlflow.models import load, resolve
-    from emo_mlflow.stages import text_decoder
+    from emo_mlflow.models.loading import load
+    from emo_mlflow.models.names import resolve
+    from emo_mlflow.models.tokens import text_decoder
 
     work = Work("", 30, 576, 49152, 8, -(-n_cells // 240), 30)
     loaded = load(resolve("smollm2-135m"), torch.device("cpu"), torch.float32)

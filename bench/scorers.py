@@ -23,8 +23,8 @@ from emo_mlflow.evaluators.export import export_scorer
 from tokenizers import Tokenizer
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast, RobertaConfig
 
-from emo_mlflow.cards import TOKENIZER, embedded_folder
-from emo_mlflow.scorers import Scorers, load_scorers, n_threads
+from emo_mlflow.scoring.cards import TOKENIZER, embedded_folder
+from emo_mlflow.scoring.onnx import Scorers, load_scorers, n_threads
 
 BATCH, CLASSIFIERS = 32, 3  # the first system's
 

@@ -23,11 +23,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from emo_mlflow.config import make_config
-from emo_mlflow.retries import own_retries
-from emo_mlflow.sweep import Plan, make_plan, prepare, run
-from emo_mlflow.sweep_record import write_record
-from emo_mlflow.tracking import SweepRun
+from emo_mlflow.settings.sweep import make_config
+from emo_mlflow.sweep.plan import Plan, make_plan, prepare
+from emo_mlflow.sweep.run import run
+from emo_mlflow.tracking.record import write_record
+from emo_mlflow.tracking.retries import own_retries
+from emo_mlflow.tracking.sweep_run import SweepRun
 
 CONDITIONS = {"emotions": "gratitude,anger", "layers": "0-24", "alphas": "-1,0.5,1,2", "num_random": "0"}
 

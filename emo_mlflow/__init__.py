@@ -12,10 +12,10 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "UserError": "emo_mlflow.errors",
-    "load_sweep": "emo_mlflow.sweeps",
-    "find_sweeps": "emo_mlflow.sweeps",
-    "compare": "emo_mlflow.comparison_run",
-    "score": "emo_mlflow.scorers",
+    "load_sweep": "emo_mlflow.tracking.reading",
+    "find_sweeps": "emo_mlflow.tracking.reading",
+    "compare": "emo_mlflow.commands.compare",
+    "score": "emo_mlflow.scoring.onnx",
 }
 
 __all__ = ["UserError", "__version__", "compare", "find_sweeps", "load_sweep", "score"]

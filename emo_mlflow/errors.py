@@ -1,5 +1,7 @@
 """The one exception that a person at the keyboard is meant to read."""
 
+from __future__ import annotations
+
 
 class UserError(ValueError):
     """A mistake that the user can mend: one line saying what is wrong, which value, and what to do.

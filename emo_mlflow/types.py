@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -25,6 +26,7 @@ Pairing = Literal["word", "text"]
 VectorFormat = Literal["gguf", "lm-eval", "safetensors"]
 
 FloatArray = npt.NDArray[np.float32]
+Say = Callable[[str], None]  # prints a line for the person at the keyboard
 
 
 def digest(payload: Any, length: int = 16) -> str:
@@ -100,56 +102,6 @@ class Condition:
 
 
 @dataclass(frozen=True)
-class SweepConfig:
-    """Everything that decides what a sweep computes and how. See `emo-mlflow sweep --help` for each.
-
-    `layers` is a text such as `all/6` until the model is known, and then the layers themselves. `emotions` is None for "all in the
-    data set" until that is read. `batch_size` is None for "as fits the memory".
-    """
-
-    model: str
-    profile: str
-    dataset: str
-    emotions: tuple[str, ...] | None
-    layers: str | tuple[int, ...]
-    alphas: tuple[float, ...]
-    alpha_unit: AlphaUnit
-    alpha_schedule: str
-    scope: Scope
-    patch_window: tuple[int, ...]
-    site: Site
-    operation: Operation | HeadOperation
-    direction: str
-    directions: str
-    prepend_bos: bool
-    sequence_length: int
-    min_new_tokens: int
-    max_samples: int
-    samples_per_prompt: int
-    temperature: float
-    num_random: int
-    scorers: tuple[str, ...]
-    score_prompt: bool
-    device: str
-    dtype: str
-    batch_size: int | None
-    seed: int
-    child_runs: str
-    resume: str
-    engine: str
-    ray_address: str
-
-
-@dataclass(frozen=True)
-class HeadConfig(SweepConfig):
-    """A sweep over attention heads. `target_layer` is None for the last block, until the model is known."""
-
-    screen: Screen
-    top: int
-    target_layer: int | None
-
-
-@dataclass(frozen=True)
 class Cell:
     """The smallest piece of work: one condition, one prompt, one sample."""
 
@@ -178,3 +130,5 @@ class Completion:
     distinct_2: float
     n_patched: int
     failure: str | None = None
+
+Tokens = tuple[int, ...]

@@ -10,9 +10,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from emo_mlflow.cards import TOKENIZER, Activation, Card, Head, builtin_cards, is_hub_id, load_card, sha256, source_key
+from emo_mlflow.common.files import sha256
 from emo_mlflow.errors import UserError
-from emo_mlflow.model_folder import refuse_code
+from emo_mlflow.models.folder import refuse_code
+from emo_mlflow.scoring.cards import TOKENIZER, Activation, Card, Head, builtin_cards, is_hub_id, load_card, source_key
 
 T = TypeVar("T")
 WeightsFormat = Literal["safetensors", "pickle"]

@@ -18,10 +18,12 @@ import numpy as np
 from emo_mlflow.evaluators.checkpoint import Checkpoint, WeightsFormat, find_checkpoint
 from filelock import FileLock
 
-from emo_mlflow.cards import CARD, GRAPH, TOKENIZER, Card, cache_folder, dump_card, sha256
+from emo_mlflow.common.cache_folder import cache_folder
+from emo_mlflow.common.files import sha256
 from emo_mlflow.errors import UserError
-from emo_mlflow.model_folder import why_no_tokenizer
-from emo_mlflow.scorers import load_scorers
+from emo_mlflow.models.folder import why_no_tokenizer
+from emo_mlflow.scoring.cards import CARD, GRAPH, TOKENIZER, Card, dump_card
+from emo_mlflow.scoring.onnx import load_scorers
 from emo_mlflow.types import FloatArray, digest
 
 log = logging.getLogger(__name__)

@@ -13,8 +13,8 @@ from mlflow.models import infer_signature
 from mlflow.models.model import ModelInfo
 
 from emo_mlflow import __version__
-from emo_mlflow.cards import CARD, GRAPH, TOKENIZER
-from emo_mlflow.scorers import find_scorer, score
+from emo_mlflow.scoring.cards import CARD, GRAPH, TOKENIZER
+from emo_mlflow.scoring.onnx import find_scorer, score
 
 EXAMPLE = pd.DataFrame({"text": ["Thank you so much for your help!", "I will not accept this."]})
 
@@ -26,7 +26,7 @@ def log_scorer(scorer: str = "embedded", name: str = "scorer", **options: Any) -
     environment.
 
     Args:
-        scorer: as for `emo_mlflow.scorers.load_scorers`, but one scorer and not a set.
+        scorer: as for `emo_mlflow.scoring.onnx.load_scorers`, but one scorer and not a set.
         name: of the logged model.
         options: for `mlflow.pyfunc.log_model`, such as `registered_model_name`.
 

@@ -22,7 +22,7 @@ def parameter_table(command: str) -> str:
         command: sweep, heads, vectors or align.
     """
     sys.path.insert(0, str(ROOT))
-    from emo_mlflow.config import ALIGN, HEADS, PARAMETERS, PROFILES, VECTORS
+    from emo_mlflow.settings.tables import ALIGN, HEADS, PARAMETERS, PROFILES, VECTORS
 
     parameters = {"sweep": PARAMETERS, "heads": HEADS, "vectors": VECTORS, "align": ALIGN}[command]
     profiles = PROFILES if command in ("sweep", "heads") else {}

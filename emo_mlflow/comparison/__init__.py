@@ -14,8 +14,8 @@ from emo_mlflow.comparison.dose import dose
 from emo_mlflow.comparison.effects import effect_sizes, specificity
 from emo_mlflow.comparison.families import SIGNIFICANT, WHOLE, parse_family
 from emo_mlflow.comparison.k_selection import k_selection
-from emo_mlflow.comparison.records import records
 from emo_mlflow.comparison.responses import Responses, responses
+from emo_mlflow.comparison.rows import records
 from emo_mlflow.comparison.selectivity import selectivity
 from emo_mlflow.comparison.sources import Note, Source, check
 from emo_mlflow.comparison.tradeoff import fluency_breaks, recommendations, tradeoff

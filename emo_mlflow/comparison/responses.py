@@ -8,11 +8,11 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 
-from emo_mlflow.comparison.records import records
+from emo_mlflow.comparison.rows import records
 from emo_mlflow.comparison.sources import Source
-from emo_mlflow.results import controlled
 from emo_mlflow.statistics.effects import KEYS, prompt_cube, sample_means
 from emo_mlflow.statistics.moments import Floats
+from emo_mlflow.sweep.results import controlled
 
 # What sets one condition of an emotion apart from the others, and names a test together with model and metric.
 SETTING = ["emotion", "layer", "head", "alpha", "scope", "patch_window"]

@@ -7,8 +7,8 @@ import pandas as pd
 
 from emo_mlflow.comparison.families import with_corrections
 from emo_mlflow.comparison.responses import SETTING, Responses
+from emo_mlflow.scoring.targets import target_metric
 from emo_mlflow.statistics import paired_effects
-from emo_mlflow.targets import target_metric
 
 
 def selectivity(sweeps: list[Responses], family: tuple[str, ...], n_bootstrap: int, seed: int) -> pd.DataFrame:

@@ -9,9 +9,9 @@ from typing import Any
 
 import pandas as pd
 
+from emo_mlflow.common.names import one_line
 from emo_mlflow.errors import UserError
-from emo_mlflow.names import one_line
-from emo_mlflow.targets import expected_sign
+from emo_mlflow.scoring.targets import expected_sign
 
 # Settings whose difference between two sweeps makes a difference between their texts.
 SETTINGS = (

@@ -8,7 +8,7 @@ import pandas as pd
 
 from emo_mlflow.comparison.families import SIGNIFICANT
 from emo_mlflow.comparison.responses import FLUENCY, SETTING, Responses
-from emo_mlflow.targets import target_metric
+from emo_mlflow.scoring.targets import target_metric
 
 # Text counts as broken when the unpatched model finds a new token e times less likely on average, or when a fifth of
 # its bigrams has become repetition; greedy texts that break do either within one step of alpha.

@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
-from emo_mlflow.aligner import matched
-from emo_mlflow.comparison.records import records
+from emo_mlflow.alignment.tables import matched
+from emo_mlflow.comparison.rows import records
 from emo_mlflow.report.blocks import Block, Heading, Paragraph, Picture, Table, to_markdown
 from emo_mlflow.report.style import BASELINE, DIVERGING, INK, MUTED, PATCHED, RANDOM, new_figure, save
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from html import escape as html_escape
 from pathlib import Path
 
-from emo_mlflow.names import one_line
+from emo_mlflow.common.names import one_line
 
 # What Markdown and HTML could read as markup inside a line or a table's cell; underscores within words are none.
 MARKUP = re.compile(r"[\\`*\[\]|$~]|(?<!\w)_|_(?!\w)")

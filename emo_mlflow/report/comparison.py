@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from emo_mlflow.common.csv_files import write_csv
 from emo_mlflow.comparison import Comparison
 from emo_mlflow.comparison.families import SIGNIFICANT
 from emo_mlflow.report import comparison_curves as curves
@@ -18,7 +19,6 @@ from emo_mlflow.report.fonts import families, styled
 from emo_mlflow.report.highlights import SMALLEST_CHANGE, examples, highlights, strongest
 from emo_mlflow.report.style import save
 from emo_mlflow.report.texts import texts
-from emo_mlflow.spreadsheet import write_csv
 from emo_mlflow.statistics.power import TARGET
 
 MOST_EFFECTS = 24

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from emo_mlflow.comparison import Comparison
-from emo_mlflow.comparison.records import records
+from emo_mlflow.comparison.rows import records
 from emo_mlflow.report.comparison_points import GRID, LINES, SHADES
 from emo_mlflow.report.highlights import draw_effects, sweep_of
 from emo_mlflow.report.style import MARKERS, MUTED, RANDOM, new_figure

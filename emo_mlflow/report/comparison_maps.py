@@ -14,11 +14,11 @@ from matplotlib.patches import Rectangle
 
 from emo_mlflow.comparison import Comparison
 from emo_mlflow.comparison.families import SIGNIFICANT
-from emo_mlflow.comparison.records import records
+from emo_mlflow.comparison.rows import records
 from emo_mlflow.report.highlights import setting_name
 from emo_mlflow.report.style import DIVERGING, INK, MUTED, new_figure
+from emo_mlflow.scoring.targets import target_metric
 from emo_mlflow.statistics.moments import Floats, Mask
-from emo_mlflow.targets import target_metric
 
 LARGEST_D = 3.0  # the scale ends here: beyond it, effects differ in how little they vary
 MOST_NUMBERS = 16  # columns up to which cells are numbered

@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 
 from emo_mlflow.comparison import Comparison
 from emo_mlflow.comparison.families import SIGNIFICANT
-from emo_mlflow.comparison.records import records
+from emo_mlflow.comparison.rows import records
 from emo_mlflow.report.highlights import draw_effects, setting_name
 from emo_mlflow.report.style import INK, MARKERS, MUTED, PATCHED, new_figure
 

@@ -10,7 +10,7 @@ import pandas as pd
 
 from emo_mlflow.comparison import Comparison
 from emo_mlflow.comparison.families import SIGNIFICANT
-from emo_mlflow.comparison.records import records
+from emo_mlflow.comparison.rows import records
 from emo_mlflow.comparison.tradeoff import DISTINCT_2_LIMIT, NLL_LIMIT
 from emo_mlflow.report.blocks import Block, Bullets, Heading, Paragraph, Table
 from emo_mlflow.report.highlights import setting_name

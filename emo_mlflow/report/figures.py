@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 
 from emo_mlflow.report.findings import NLL, Finding, effect_table
 from emo_mlflow.report.style import BASELINE, DIVERGING, INK, MARKERS, PATCHED, RANDOM, new_figure
-from emo_mlflow.results import SweepResult
-from emo_mlflow.targets import target_metric
+from emo_mlflow.scoring.targets import target_metric
+from emo_mlflow.sweep.results import SweepResult
 
 OWN = "the emotion's own label (probability)"
 FAMILIES = {

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from emo_mlflow.results import SweepResult, controlled
-from emo_mlflow.targets import expected_sign, target_metric
+from emo_mlflow.scoring.targets import expected_sign, target_metric
+from emo_mlflow.sweep.results import SweepResult, controlled
 
 NLL = "fluency.nll"
 

@@ -9,14 +9,14 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from emo_mlflow.comparison.records import records
+from emo_mlflow.comparison.rows import records
 from emo_mlflow.report.blocks import Block, Bullets, Heading, Paragraph, Picture, Table, to_markdown
 from emo_mlflow.report.comparison_text import number
 from emo_mlflow.report.findings import effect_table, findings
 from emo_mlflow.report.style import BASELINE, DIVERGING, INK, MUTED, PATCHED, RANDOM, new_figure, save
 from emo_mlflow.report.sweep import example_table, verdict, write_examples
-from emo_mlflow.results import SweepResult
-from emo_mlflow.targets import target_metric
+from emo_mlflow.scoring.targets import target_metric
+from emo_mlflow.sweep.results import SweepResult
 
 STRONGEST = 12
 DONE = {

@@ -10,11 +10,11 @@ import pandas as pd
 
 from emo_mlflow.comparison import Comparison
 from emo_mlflow.comparison.families import SIGNIFICANT
-from emo_mlflow.comparison.records import records
 from emo_mlflow.comparison.responses import FLUENCY, Responses
+from emo_mlflow.comparison.rows import records
 from emo_mlflow.comparison.tradeoff import how_broken
+from emo_mlflow.scoring.targets import target_metric
 from emo_mlflow.statistics.moments import Floats
-from emo_mlflow.targets import target_metric
 
 FLUENCY_PREFIX = "fluency."
 SMALLEST_CHANGE = 0.01  # of a score

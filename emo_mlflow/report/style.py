@@ -10,7 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from emo_mlflow.names import printable
+from emo_mlflow.common.names import printable
 
 DIVERGING = "PuOr_r"  # its two ends differ in lightness as printed, its middle is white
 INK, MUTED, BASELINE, PATCHED, RANDOM = "#222222", "#777777", "#5b6c7d", "#b35806", "#9aa5b1"

@@ -11,7 +11,7 @@ from emo_mlflow.report.blocks import Block, Bullets, Heading, Paragraph, Picture
 from emo_mlflow.report.figures import against_random, effect_against_fluency, heat_maps
 from emo_mlflow.report.findings import Finding, findings
 from emo_mlflow.report.style import save
-from emo_mlflow.results import KEYS, SweepResult
+from emo_mlflow.sweep.results import KEYS, SweepResult
 
 EXAMPLES_PER_EMOTION = 8
 IN_REPORT = 3

@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from emo_mlflow.comparison.records import records
+from emo_mlflow.comparison.rows import records
 from emo_mlflow.report.blocks import Block, Heading, Paragraph, Picture, Table, to_markdown
 from emo_mlflow.report.style import INK, MARKERS, MUTED, new_figure, save
 

@@ -3,9 +3,9 @@
 from emo_mlflow.statistics.corrections import corrected
 from emo_mlflow.statistics.dose import prompt_slopes, prompt_spearman
 from emo_mlflow.statistics.effects import condition_effects
-from emo_mlflow.statistics.models import random_effects
 from emo_mlflow.statistics.paired import paired_effects
 from emo_mlflow.statistics.power import detectable_d, power, required_n
+from emo_mlflow.statistics.random_effects import random_effects
 from emo_mlflow.statistics.specificity import specific_effects
 
 __all__ = [

@@ -1,0 +1,1 @@
+"""One model's residual space to another's. Start at `tables.Aligner`."""

@@ -1,0 +1,226 @@
+"""The `emo-mlflow` command: options to settings to work. Every rule lives in the modules that it calls."""
+
+from __future__ import annotations
+
+import errno
+import sys
+from typing import Any
+
+import click
+
+from emo_mlflow import __version__
+from emo_mlflow.cli.options import parameter_options, profile_option, store_options
+from emo_mlflow.cli.tools import COMMANDS
+from emo_mlflow.errors import UserError
+from emo_mlflow.settings.tables import ALIGN, HEADS, PARAMETERS, PROFILES, VECTORS
+
+STORES = ("mlflow", "sqlalchemy", "alembic")  # whose errors are about the store: its address, its tables, its answers
+
+
+class Group(click.Group):
+    """Prints a user's mistake, or what the system refuses, as one line, and exits with 2; an interrupt exits with 130."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Refuses words that are no text: they would be written into reports, hours later."""
+        for word in args:
+            if any("\ud800" <= character <= "\udfff" for character in word):
+                raise click.UsageError(f"{word.encode(errors='replace').decode()!r} is not UTF-8")
+        return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Runs the command."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            click.echo("Interrupted.", err=True)
+            sys.exit(130)
+        except Exception as error:
+            if (text := plainly(error)) is None:
+                raise
+            click.echo(f"Error: {text}", err=True)
+            sys.exit(2)
+
+
+def plainly(error: Exception) -> str | None:
+    """One line for a person's mistake, for what the system refuses, and for what the tracking store says; None for a fault of the program."""
+    if isinstance(error, UserError):
+        return str(error)
+    line = " ".join(str(error).split())[:1000]
+    if isinstance(error, OSError) and error.errno != errno.EPIPE:
+        return line
+    return f"the tracking store: {line}" if type(error).__module__.split(".")[0] in STORES else None
+
+
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.version_option(__version__)
+def main() -> None:
+    """Inject emotion directions into a language model as it writes, and measure what changes.
+
+    `sweep` does an experiment and logs it to MLflow; `compare` does the statistics over sweeps.
+    """
+
+
+@main.command()
+@profile_option
+@parameter_options(PARAMETERS, PROFILES)
+@store_options
+def sweep(profile: str, tracking_uri: str | None, experiment: str | None, **given: str | None) -> None:
+    """Inject directions at many layers and strengths, generate, score, and log everything as one MLflow run.
+
+    In brackets: the default, and what the profiles set instead.
+    """
+    from emo_mlflow.commands.sweep import run_sweep_session
+
+    run_sweep_session(profile or "smoke", given, tracking_uri, experiment, click.echo)
+
+
+@main.command()
+@click.argument("source", metavar="RUN_ID_OR_FOLDER")
+@click.option("--tracking-uri", default=None, help="MLflow tracking store; default: the one that the run was opened in.")
+def upload(source: str, tracking_uri: str | None) -> None:
+    """Log what is left of a sweep that was finished while its tracking server was away."""
+    from emo_mlflow.commands.upload import run_upload_session
+
+    run_upload_session(source, tracking_uri, click.echo)
+
+
+@main.command()
+@parameter_options(VECTORS)
+@store_options
+def vectors(tracking_uri: str | None, experiment: str | None, **given: str | None) -> None:
+    """Fit directions and subspaces at every layer, and judge them on held-out texts; `sweep --directions RUN_ID` injects them.
+
+    In brackets: the default.
+    """
+    from emo_mlflow.commands.vectors import TASK
+
+    TASK.run(given, tracking_uri, experiment, click.echo)
+
+
+@main.command()
+@parameter_options(ALIGN)
+@store_options
+def align(tracking_uri: str | None, experiment: str | None, **given: str | None) -> None:
+    """Map one model's residual space to another's, compare their emotion subspaces, and carry directions over.
+
+    `sweep --model MODEL_B --directions RUN_ID` injects the directions that were carried over. In brackets: the default.
+    """
+    from emo_mlflow.commands.align import TASK
+
+    TASK.run(given, tracking_uri, experiment, click.echo)
+
+
+@main.command()
+@profile_option
+@parameter_options(HEADS, {name: {k: v for k, v in values.items() if k != "scope"} for name, values in PROFILES.items()})
+@store_options
+def heads(profile: str, tracking_uri: str | None, experiment: str | None, **given: str | None) -> None:
+    """Rank attention heads by what they write along each emotion's direction, then replace them while the model writes.
+
+    In brackets: the default, and what the profiles set instead.
+    """
+    from emo_mlflow.commands.sweep import run_sweep_session
+    from emo_mlflow.settings.sweep import make_head_config
+
+    run_sweep_session(profile or "smoke", given, tracking_uri, experiment, click.echo, make_head_config)
+
+
+@main.command()
+@click.option("--runs", default="", help="Ids of sweeps (and alignments), separated by commas; default: by experiment.")
+@click.option(
+    "--from-experiment", default="", help="Take the newest finished sweep of each model there; default: --experiment."
+)
+@click.option(
+    "--phase",
+    default="residual",
+    show_default=True,
+    type=click.Choice(["residual", "head"]),
+    help="What to take from the experiment: sweeps of directions, or over heads.",
+)
+@click.option("--filter", "filter_string", default="", help="A further MLflow filter on the sweeps to take.")
+@click.option(
+    "--family",
+    default="comparison",
+    show_default=True,
+    help="What a correction covers: comparison, or columns such as model,metric.",
+)
+@click.option("--language", default="en", show_default=True, help="Of the report: en or ja.")
+@click.option("--n-bootstrap", type=click.IntRange(100), default=2000, show_default=True)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@store_options
+def compare(
+    runs: str,
+    from_experiment: str,
+    phase: str,
+    filter_string: str,
+    family: str,
+    language: str,
+    n_bootstrap: int,
+    seed: int,
+    tracking_uri: str | None,
+    experiment: str | None,
+) -> None:
+    """Test the effects of finished sweeps: intervals, corrected p-values, specificity, dose, models against each other."""
+    from emo_mlflow.commands.compare import CompareRequest, run_comparison, split_ids
+
+    request = CompareRequest(
+        runs=split_ids(runs) if runs else (),
+        experiment=from_experiment or experiment,
+        phase=phase,
+        filter=filter_string or None,
+        family=family,
+        language=language,
+        n_bootstrap=n_bootstrap,
+        seed=seed,
+    )
+    run_comparison(request, tracking_uri, experiment, click.echo)
+
+
+@main.command("log-model")
+@click.option("--run-id", default=None, help="A finished sweep.")
+@click.option("--emotion", default=None, help="Whose direction; may be left out where the sweep has one.")
+@click.option("--layer", type=click.IntRange(0), default=None, help="Default: the best condition's.")
+@click.option("--alpha", type=float, default=None, help="Default: the best condition's; each call can set another.")
+@click.option("--scope", type=click.Choice(["window", "generated", "all"]), default=None, help="Default: the sweep's.")
+@click.option("--patch-window", type=click.IntRange(1), default=None, help="Of scope window. Default: the sweep's.")
+@click.option("--comparison", default=None, help="A comparison's run; takes the condition that it recommends.")
+@click.option("--include-weights", is_flag=True, help="Copy the base model into the logged one; default: by reference.")
+@click.option("--register", default=None, help="Register the model under this name.")
+@store_options
+def log_model_command(
+    run_id: str | None,
+    comparison: str | None,
+    include_weights: bool,
+    register: str | None,
+    tracking_uri: str | None,
+    experiment: str | None,
+    **wanted: Any,
+) -> None:
+    """Log a condition of a sweep as an MLflow model that continues prompts under it, to load or to serve over HTTP.
+
+    Without --layer and --alpha it is the condition that raises the emotion's own label most without breaking the text. A call may set
+    alpha, max_new_tokens, temperature and seed; MLflow drops other parameters, with a warning.
+    """
+    from emo_mlflow.serving.condition_choice import Wanted
+    from emo_mlflow.serving.log_model import LogRequest, log_model
+
+    request = LogRequest(run_id, Wanted(**wanted), comparison, include_weights, register)
+    log_model(request, tracking_uri, experiment, click.echo)
+
+
+@main.command("doctor")
+@click.option("--tracking-uri", default=None, help="MLflow tracking store; default: MLFLOW_TRACKING_URI or ./mlflow.db.")
+def doctor_command(tracking_uri: str | None) -> None:
+    """Say what works on this machine, what does not, and what to do; exits with 1 if a default sweep cannot run."""
+    from emo_mlflow.commands.diagnosis import report
+    from emo_mlflow.commands.doctor import all_checks
+
+    sys.exit(report(all_checks(tracking_uri), click.echo))
+
+
+for tool in COMMANDS:
+    main.add_command(tool)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,113 @@
+"""Commands of `emo-mlflow` that make files for other tools, and scorers: options to work, as in cli.py."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, get_args
+
+import click
+
+from emo_mlflow.types import VectorFormat
+
+
+@click.command("export-legacy")
+@click.option("--run-id", required=True, help="A finished sweep.")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True, help="Folder to write into.")
+@click.option("--tracking-uri", default=None, help="MLflow tracking store.")
+def export_legacy_command(run_id: str, out: Path, tracking_uri: str | None) -> None:
+    """Write a sweep in the pickle structure of the first system, for people who have code for it."""
+    from emo_mlflow.interchange.first_system import export_legacy
+    from emo_mlflow.tracking.reading import load_sweep
+
+    for path in export_legacy(load_sweep(run_id, tracking_uri), out):
+        click.echo(path)
+
+
+@click.command("export-vectors")
+@click.option("--directions", required=True, help="Id of a vectors, sweep or alignment run, or a .safetensors file.")
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), required=True, help="File to write.")
+@click.option("--format", "form", type=click.Choice(get_args(VectorFormat)), default="gguf", show_default=True, help="What it is for.")
+@click.option("--emotion", default=None, help="Whose direction; may be left out where there is one only.")
+@click.option("--layers", default="all", show_default=True, help="Layers to write, as in a sweep; one is the usual choice.")
+@click.option("--alpha", type=float, default=1.0, show_default=True, help="What the vectors are multiplied by.")
+@click.option("--model-type", default=None, help="model_type of the model's configuration, where the file does not say.")
+@click.option("--tracking-uri", default=None, help="MLflow tracking store.")
+def export_vectors_command(
+    directions: str,
+    out: Path,
+    form: Any,
+    emotion: str | None,
+    layers: str,
+    alpha: float,
+    model_type: str | None,
+    tracking_uri: str | None,
+) -> None:
+    """Write a direction for llama.cpp and repeng (gguf), lm-evaluation-harness (lm-eval), or as plain safetensors."""
+    from emo_mlflow.interchange.vector_files import ExportSettings, export_vectors
+    from emo_mlflow.tracking.sweep_run import fetch_directions
+
+    file = fetch_directions(directions, tracking_uri)
+    click.echo(export_vectors(ExportSettings(file, out, form, emotion, layers, alpha, model_type)))
+
+
+@click.command("import-vectors")
+@click.option("--source", type=click.Path(exists=True, dir_okay=False, path_type=Path), required=True, help="A GGUF control vector or safetensors.")
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), required=True, help="The .safetensors file to write.")
+@click.option("--emotion", default="imported", show_default=True, help="Name of the direction, where the file has none.")
+@click.option("--model", default=None, help="The model that it is for; checked, and needed where the file leaves layers open.")
+def import_vectors_command(source: Path, out: Path, emotion: str, model: str | None) -> None:
+    """Read another tool's direction into a file that `sweep --directions` takes."""
+    from emo_mlflow.interchange.vector_files import ImportSettings, import_vectors
+
+    click.echo(import_vectors(ImportSettings(source, out, emotion, model)))
+
+
+@click.command("train-scorer")
+@click.option(
+    "--data",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    required=True,
+    help="Folder with the corpora.",
+)
+@click.option(
+    "--out", type=click.Path(file_okay=False, path_type=Path), required=True, help="Folder to write the scorer into."
+)
+@click.option("--epochs", type=click.IntRange(1), default=3, show_default=True)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option(
+    "--cross-validate/--no-cross-validate",
+    default=False,
+    show_default=True,
+    help="Measure politeness by cross-validation too.",
+)
+def train_scorer_command(data: Path, out: Path, epochs: int, seed: int, cross_validate: bool) -> None:
+    """Train the embedded scorer: sentiment, politeness and the 28 GoEmotions on one small encoder, as one int8 ONNX graph."""
+    from emo_mlflow.evaluators.embedded_scorer import train_scorer
+
+    card = train_scorer(data, out, epochs, seed, cross_validate)
+    click.echo(f"Wrote {card.name} to {out}")
+
+
+@click.command("export")
+@click.option(
+    "--scorer", required=True, help="A card's name or file, a hub id, or a folder with a sequence classifier."
+)
+@click.option("--precision", type=click.Choice(["float32", "int8"]), default="int8", show_default=True)
+@click.option("--optimize", is_flag=True, help="Let ONNX Runtime optimise the graph first.")
+@click.option(
+    "--weights",
+    type=click.Choice(["safetensors", "pickle"]),
+    default="safetensors",
+    show_default=True,
+    help="pickle also reads pytorch_model.bin, where you trust its source.",
+)
+def export_command(scorer: str, precision: Any, optimize: bool, weights: Any) -> None:
+    """Export a classifier to ONNX, checked against PyTorch, into the cache that sweeps read from."""
+    from emo_mlflow.evaluators.export import export_scorer
+    from emo_mlflow.scoring.cards import SETS
+
+    for source in SETS.get(scorer, (scorer,)):
+        click.echo(export_scorer(source, precision, optimize, weights))
+
+
+COMMANDS = (export_legacy_command, export_vectors_command, import_vectors_command, train_scorer_command, export_command)

@@ -1,0 +1,231 @@
+"""A sweep on many machines: the stages of stages.py as actors of Ray Data, streamed from one to the next and back to this process.
+
+A row of the first data set is a pack as the engine of one process cuts it, so that a pack is what an actor does at a time, what is repeated
+if the actor dies, and what a text's numbers are computed beside, here as there. Ray is imported where it is used: nobody else needs it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+
+from emo_mlflow.cluster.connection import Pools, connected, make_pools
+from emo_mlflow.errors import UserError
+from emo_mlflow.models.blocks import BlockStack
+from emo_mlflow.models.loading import LoadedModel, load
+from emo_mlflow.models.names import ModelSpec
+from emo_mlflow.scoring.onnx import load_scorers
+from emo_mlflow.sweep.grid import Grid
+from emo_mlflow.sweep.plan import Plan
+from emo_mlflow.sweep.results import SweepResult
+from emo_mlflow.sweep.run import Progress, finish
+from emo_mlflow.sweep.stages import (
+    CELL,
+    RESULTS,
+    Generation,
+    Scoring,
+    completion_batch,
+    completions_in,
+    make_engine,
+    probe_logits,
+)
+from emo_mlflow.sweep.tables import Work
+from emo_mlflow.types import Completion
+
+LOGIT_CHANGE, SECONDS = "logit_change", "scoring_seconds"  # of a batch, in each of its rows
+SCORE_BATCH = 512  # completions of an earlier, interrupted run that a scoring actor is given at a time
+
+
+class GenerationActor:
+    """`Generation` on a model that the actor loads once, when its first pack comes."""
+
+    def __init__(self, grid: Any, spec: ModelSpec, device: str, fingerprint: str) -> None:
+        self._grid_reference = grid
+        self._spec = spec
+        self._device = torch.device(device)
+        self._fingerprint = fingerprint
+
+    @cached_property
+    def _grid(self) -> Grid:
+        import ray
+
+        grid: Grid = ray.get(self._grid_reference)
+        return grid
+
+    @cached_property
+    def _loaded(self) -> LoadedModel:
+        loaded = load(self._spec, self._device, getattr(torch, self._grid.config.dtype))
+        if loaded.fingerprint != self._fingerprint:
+            raise UserError(
+                f"model {self._spec.name!r} has other weights on a node of the cluster than where the sweep was started: "
+                "give every node the same files"
+            )
+        return loaded
+
+    @cached_property
+    def _probe(self) -> torch.Tensor:
+        return probe_logits(self._loaded, next(iter(self._grid.tokens.values())))
+
+    @cached_property
+    def _stage(self) -> Generation:
+        self._probe  # noqa: B018 - the logits before anything is hooked
+        return Generation(self._grid, make_engine(self._grid.config, self._loaded, BlockStack(self._loaded.model)))
+
+    def __call__(self, packs: pa.Table) -> pa.Table:
+        """One pack, a list per column of CELL -> COMPLETION, and how far the unhooked model's logits have moved since it was loaded."""
+        cells = pa.table({name: packs[name].combine_chunks().values for name in CELL.names}, schema=CELL)
+        completions = self._stage(cells)
+        change = float((probe_logits(self._loaded, next(iter(self._grid.tokens.values()))) - self._probe).abs().max())
+        return completions.append_column(LOGIT_CHANGE, pa.array([change] * len(completions), pa.float64()))
+
+
+class ScoringActor:
+    """`Scoring` with scorers that the actor loads once; the completions go on beside their scores."""
+
+    def __init__(
+        self, names: tuple[str, ...], fingerprints: Mapping[str, str], prompts: Mapping[str, str], with_prompt: bool
+    ) -> None:
+        self._names = names
+        self._fingerprints = fingerprints
+        self._prompts = prompts
+        self._with_prompt = with_prompt
+
+    @cached_property
+    def _stage(self) -> Scoring:
+        scorers = load_scorers(self._names)
+        if scorers.fingerprints != self._fingerprints:
+            raise UserError(
+                "a node of the cluster has other scorers than where the sweep was started: give every node the same files"
+            )
+        return Scoring(scorers, self._prompts, self._with_prompt)
+
+    def __call__(self, completions: pa.Table) -> pa.Table:
+        """COMPLETION (and more) -> the same and one float32 column per metric, null for cells that failed."""
+        stage, start = self._stage, time.monotonic()
+        scores = stage(completions)
+        seconds = pa.array([time.monotonic() - start] * len(completions), pa.float64())
+        succeeded = pc.is_null(completions["failure"])
+        place = pc.if_else(succeeded, pc.subtract(pc.cumulative_sum(succeeded.cast(pa.int64())), 1), None)
+        for metric in scores.column_names[len(CELL) :]:
+            completions = completions.append_column(metric, scores[metric].take(place))
+        return completions.append_column(SECONDS, seconds)
+
+
+def run(
+    plan: Plan, done: Sequence[Completion], keep: Callable[[Sequence[Completion]], None], on_progress: Progress
+) -> SweepResult:
+    """What `sweep.run` does, on a Ray cluster, with the same arguments and the same result."""
+    packs = plan.packs({completion.cell for completion in done})
+    _leave_device(plan)
+    with connected(plan.config.ray_address):
+        return _run(plan, packs, done, keep, on_progress)
+
+
+def _leave_device(plan: Plan) -> None:
+    """Frees the memory of a GPU that this process fitted directions on: an actor may need it."""
+    if plan.stack.device.type == "cuda":
+        model: torch.nn.Module = plan.loaded.model
+        model.to("cpu")
+        torch.cuda.empty_cache()
+
+
+def _run(
+    plan: Plan,
+    packs: Sequence[pa.Table],
+    done: Sequence[Completion],
+    keep: Callable[[Sequence[Completion]], None],
+    on_progress: Progress,
+) -> SweepResult:
+    import ray
+
+    _set_up_data()
+    pools = make_pools([node["Resources"] for node in ray.nodes() if node["Alive"]], plan.config.device)
+    work = Work(plan.scoring())
+    scores: list[pa.Table] = []
+    work.add(completion_batch(done))
+    if done:
+        parts = work.completions.to_batches(max_chunksize=SCORE_BATCH)
+        scores += _scored(ray.data.from_arrow([pa.Table.from_batches([part]) for part in parts]), plan, pools)
+    on_progress(len(work), plan.n_cells, {})
+    start, tokens, change = time.monotonic(), 0, 0.0
+    for batch in _scored(_generated(packs, plan, pools), plan, pools) if packs else ():
+        keep(completions_in(batch))
+        work.add(batch)
+        scores.append(batch)
+        tokens += pc.sum(batch["n_tokens"]).as_py()
+        change = max(change, pc.max(batch[LOGIT_CHANGE]).as_py())
+        seconds = time.monotonic() - start
+        speed = {
+            "tokens_per_second": tokens / seconds,
+            "cells_per_second": (len(work) - len(done)) / seconds,
+        }
+        on_progress(len(work), plan.n_cells, speed)
+    seconds = max(time.monotonic() - start, 1e-9)
+    metrics = {
+        "seconds.generation": seconds,
+        "seconds.scoring": sum(pc.max(batch[SECONDS]).as_py() for batch in scores),  # of all actors, beside generation
+        "tokens_per_second": tokens / seconds,
+        "cells_per_second": (len(work) - len(done)) / seconds,
+        "hygiene.max_logit_change": change,
+        "ray.generation_actors": float(pools.generators),
+        "ray.scoring_actors": float(pools.scorers),
+    }
+    return finish(plan, work, _score_table(scores), metrics, device=f"{pools.device}, Ray")
+
+
+def _set_up_data() -> None:
+    import ray
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False  # the sweep has its own
+    context.print_on_execution_start = False
+    context.raise_original_map_exception = True  # so that a UserError of an actor can be told from others
+
+
+def _score_table(batches: Sequence[pa.Table]) -> pd.DataFrame:
+    """KEYS and one column per metric of the cells that did not fail."""
+    others = {*RESULTS, LOGIT_CHANGE, SECONDS}
+    parts = [batch.filter(pc.is_null(batch["failure"])) for batch in batches]
+    return pa.concat_tables(
+        [part.select([name for name in part.column_names if name not in others]) for part in parts]
+    ).to_pandas()
+
+
+def _generated(packs: Sequence[pa.Table], plan: Plan, pools: Pools) -> Any:
+    """Packs -> completions: a Ray data set whose every row is one pack."""
+    import ray
+
+    types = pa.schema([(field.name, pa.list_(field.type)) for field in CELL])
+    rows = [pa.table({name: [pack[name].to_pylist()] for name in CELL.names}, schema=types) for pack in packs]
+    grid = ray.put(plan.grid)
+    return ray.data.from_arrow(rows).map_batches(
+        GenerationActor,
+        fn_constructor_args=(grid, plan.loaded.spec, pools.device, plan.loaded.fingerprint),
+        batch_size=1,
+        batch_format="pyarrow",
+        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=pools.generators, initial_size=pools.generators),
+        **pools.reserved,
+    )
+
+
+def _scored(completions: Any, plan: Plan, pools: Pools) -> Iterator[pa.Table]:
+    """Completions -> the same beside their scores, in batches, as they come."""
+    import ray
+
+    scoring, config = plan.scoring(), plan.config
+    scored = completions.map_batches(
+        ScoringActor,
+        fn_constructor_args=(config.scorers, scoring.scorers.fingerprints, scoring.prompts, scoring.with_prompt),
+        batch_size=None,
+        batch_format="pyarrow",
+        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=pools.scorers),
+        num_cpus=pools.scorer_cpus,
+    )
+    yield from scored.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)

@@ -1,0 +1,1 @@
+"""A file per command or entry point: settings to a logged run."""

@@ -1,0 +1,276 @@
+"""One sweep from settings to a finished MLflow run: checks first, keeps what is done on disk, says what it found."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+from emo_mlflow.common.cache_folder import cache_folder
+from emo_mlflow.errors import UserError
+from emo_mlflow.settings.sweep import HeadConfig, SweepConfig, make_config
+from emo_mlflow.sweep.resume import (
+    discard,
+    is_run_id,
+    record_folder,
+    sole_worker,
+    spool_folder,
+    started_with,
+    unfinished,
+    work_id,
+)
+from emo_mlflow.sweep.spool import Spool
+from emo_mlflow.types import Cell, Completion, Say
+
+if TYPE_CHECKING:
+    from emo_mlflow.sweep.plan import Plan
+    from emo_mlflow.sweep.results import SweepResult
+    from emo_mlflow.tracking.sweep_run import SweepRun
+
+BYTES_PER_CELL = 1500  # spool, tables and MLflow's copy of them, as measured on texts of 30 tokens
+SPARE_BYTES = 200 * 2**20
+
+
+@dataclass(frozen=True)
+class SweepRequest:
+    """A sweep as asked for: a profile, the parameters given beside it, and where to log.
+
+    Attributes:
+        make: profile and parameters to settings: `make_config`, or `make_head_config` for a sweep over heads.
+    """
+
+    profile: str
+    given: Mapping[str, str]
+    tracking_uri: str | None
+    experiment: str | None
+    say: Say
+    make: Callable[[str, Mapping[str, str]], SweepConfig] = make_config
+
+
+def run_sweep_session(
+    profile: str,
+    given: Mapping[str, str | None],
+    tracking_uri: str | None,
+    experiment: str | None,
+    say: Say,
+    make: Callable[[str, Mapping[str, str]], SweepConfig] = make_config,
+) -> None:
+    """Does a sweep and logs it; on a user's mistake the run that `mlflow run` made, if any, says what it was.
+
+    Args:
+        make: as in `SweepRequest`.
+
+    Raises:
+        UserError: for anything that the user can mend.
+        KeyboardInterrupt: after saying how to go on.
+    """
+    from emo_mlflow.tracking.lifecycle import mark_failed
+    from emo_mlflow.tracking.retries import own_retries
+    from emo_mlflow.tracking.store import check_store
+
+    request = SweepRequest(profile, {name: text for name, text in given.items() if text}, tracking_uri, experiment, say, make)
+    with own_retries(), _terminable():
+        try:
+            config = make(profile, request.given)
+            if config.resume in ("none", "auto"):
+                check_store(tracking_uri)
+                _start(config, request)
+            elif is_run_id(config.resume):
+                _resume(config.resume, request)
+            else:
+                raise UserError(f"resume={config.resume!r} is neither none, auto nor the id of a run: ids have 32 hexadecimal digits")
+        except UserError as error:
+            mark_failed(str(error), tracking_uri)
+            raise
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Schedulers, containers and `mlflow run` end a process with SIGTERM, which is then as good as Ctrl-C: the run says that it was stopped."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():  # only there can a signal be handled
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _start(config: SweepConfig, request: SweepRequest) -> None:
+    """Begins a sweep, or goes on with one of the same work if `resume=auto` finds it."""
+    from emo_mlflow.tracking.sweep_run import has_run
+
+    plan = _plan(config, request.tracking_uri)
+    found = unfinished(work_id(plan), partial(has_run, tracking_uri=request.tracking_uri))
+    if found and config.resume == "auto":
+        request.say(f"Resuming   {found}")
+        with sole_worker(found):
+            _go_on(plan, found, request)
+        return
+    if found:
+        request.say(f"Unfinished {found} is the same sweep; --resume auto would go on with it, this is a new one")
+    check_disk(plan.n_cells, cache_folder())
+    _work(plan, None, request)
+
+
+def _resume(run_id: str, request: SweepRequest) -> None:
+    from emo_mlflow.tracking.store import check_store, store_to_return_to
+
+    with sole_worker(run_id):
+        profile, given = started_with(run_id, request.given)
+        uri = store_to_return_to(request.tracking_uri, Spool(spool_folder(run_id)).header()["store"])
+        request = replace(request, profile=profile, given=given, tracking_uri=uri)
+        check_store(uri)
+        if _upload_finished(run_id, request):
+            return
+        _go_on(_plan(request.make(profile, given), request.tracking_uri), run_id, request)
+
+
+def _plan(config: SweepConfig, tracking_uri: str | None) -> Plan:
+    from emo_mlflow.cluster.connection import check_ray
+    from emo_mlflow.sweep.heads import make_head_plan
+    from emo_mlflow.sweep.plan import make_plan, prepare
+    from emo_mlflow.tracking.sweep_run import fetch_directions
+
+    directions = None if config.directions == "fit" else fetch_directions(config.directions, tracking_uri)
+    if config.engine == "ray":
+        check_ray(config.ray_address)
+    inputs = prepare(config, directions)
+    return make_head_plan(inputs) if isinstance(config, HeadConfig) else make_plan(inputs)
+
+
+def _upload_finished(run_id: str, request: SweepRequest) -> bool:
+    """Logs a sweep that has only its logging left, if it has."""
+    from emo_mlflow.tracking.sweep_run import upload
+
+    if not record_folder(run_id).exists():
+        return False
+    request.say(f"Run        {run_id} has all its cells; logging what is left")
+    lines = upload(record_folder(run_id), run_id, request.tracking_uri, request.say)
+    discard(spool_folder(run_id))
+    for line in lines:
+        request.say(line)
+    return True
+
+
+def _go_on(plan: Plan, run_id: str, request: SweepRequest) -> None:
+    if not _upload_finished(run_id, request):
+        _work(plan, run_id, request)
+
+
+def _work(plan: Plan, run_id: str | None, request: SweepRequest) -> None:
+    """Announces, runs and logs; `run_id` is that of the run to go on with, which this process holds."""
+    from emo_mlflow.report.sweep import summary_lines
+    from emo_mlflow.tracking.sweep_run import SweepRun
+
+    uri, say = request.tracking_uri, request.say
+    plan, lines = _fix_packs(plan, run_id)
+    opened = SweepRun.open(plan.config, tracking_uri=uri, experiment=request.experiment, run_id=run_id, say=say)
+    with ExitStack() as stack, opened as tracked:
+        if run_id is None:
+            stack.enter_context(sole_worker(tracked.run_id))
+        try:
+            spool = _begin(plan, tracked, request)
+            for line in (f"Run        {tracked.run_id}", *lines):
+                say(line)
+            result = _compute(plan, spool, tracked)
+            for line in summary_lines(result):
+                say(line)
+            tracked.log(result, record_folder(tracked.run_id))
+        except KeyboardInterrupt:
+            command = "heads" if isinstance(plan.config, HeadConfig) else "sweep"
+            say(f"Stopped; what was finished is kept. Go on with: emo-mlflow {command} --resume {tracked.run_id}")
+            raise
+        discard(spool_folder(tracked.run_id))
+    for line in tracked.hints():
+        say(line)
+
+
+def _fix_packs(plan: Plan, run_id: str | None) -> tuple[Plan, list[str]]:
+    """The plan with its batch size fixed, and what the sweep will take.
+
+    A number's last bits depend on what it was computed beside. So packs are cut from the whole sweep, in a size that is chosen once and kept.
+    """
+    from emo_mlflow.sweep.estimate import estimate
+
+    batch_size = plan.config.batch_size
+    if batch_size is None and run_id is not None:
+        batch_size = Spool(spool_folder(run_id)).header()["batch_size"]
+    estimated = estimate(replace(plan, config=replace(plan.config, batch_size=batch_size)))
+    return replace(plan, config=replace(plan.config, batch_size=estimated.batch_size)), estimated.lines()
+
+
+def _begin(plan: Plan, tracked: SweepRun, request: SweepRequest) -> Spool:
+    """The run's spool, begun or found to be of the same work."""
+    from emo_mlflow.tracking.store import lasting_store
+
+    spool = Spool(spool_folder(tracked.run_id))
+    header = {
+        "work": work_id(plan),
+        "run_id": tracked.run_id,
+        "store": lasting_store(tracked.client.tracking_uri),
+        "profile": request.profile,
+        "given": dict(request.given),
+        "batch_size": plan.config.batch_size,
+    }
+    spool.begin(header)
+    return spool
+
+
+def _compute(plan: Plan, spool: Spool, tracked: SweepRun) -> SweepResult:
+    """Runs what is left, each pack on disk before it is counted."""
+    try:
+        done = [_completion(record) for record in spool.read()]
+    except (TypeError, KeyError):
+        raise UserError(f"{spool.path} holds cells of another version: remove it and start the sweep anew") from None
+    tracked.announce(plan.config, plan.conditions)
+    with tqdm(total=plan.n_cells, unit="cell", disable=None, file=sys.stderr) as bar:
+
+        def progress(finished: int, total: int, figures: Mapping[str, float]) -> None:
+            bar.update(finished - bar.n)
+            tracked.progress(finished, total, figures)
+
+        run = _engine(plan.config.engine)
+        return run(plan, done, lambda pack: spool.append([asdict(c) for c in pack]), progress)
+
+
+def _engine(name: str) -> Callable[..., SweepResult]:
+    """What runs the stages of a sweep."""
+    if name == "ray":
+        from emo_mlflow.cluster.engine import run
+    else:
+        from emo_mlflow.sweep.run import run
+    return run
+
+
+def check_disk(n_cells: int, folder: Path) -> None:
+    """Refuses a sweep for whose cells the disk has no room.
+
+    Raises:
+        UserError: naming the folder, and what is needed and free.
+    """
+    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    free, needed = shutil.disk_usage(existing).free, n_cells * BYTES_PER_CELL + SPARE_BYTES
+    if free < needed:
+        raise UserError(
+            f"{n_cells} cells need about {needed / 2**20:.0f} MiB on disk, but {existing} has {free / 2**20:.0f} MiB free: "
+            "free some, or set EMO_MLFLOW_CACHE to a folder on another disk"
+        )
+
+
+def _completion(record: Mapping[str, Any]) -> Completion:
+    return Completion(**{**record, "cell": Cell(**record["cell"])})

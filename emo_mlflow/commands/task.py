@@ -1,0 +1,49 @@
+"""What `vectors` and `align` share: parameters to settings to work, and what it made into one MLflow run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from emo_mlflow.errors import UserError
+from emo_mlflow.settings.parsing import Parameter, read
+from emo_mlflow.tracking.lifecycle import mark_failed
+from emo_mlflow.tracking.outcome import Outcome, run_and_log
+from emo_mlflow.tracking.store import check_store
+from emo_mlflow.types import Say
+
+S = TypeVar("S")
+
+
+@dataclass(frozen=True)
+class Task(Generic[S]):
+    """An entry point whose work leaves files and figures rather than completions.
+
+    Attributes:
+        kind: the tag emo.kind of its run.
+        model: the parameter that the run is found by, as tag emo.model.
+    """
+
+    name: str
+    kind: str
+    model: str
+    parameters: Mapping[str, Parameter]
+    settings: Callable[..., S]
+    work: Callable[[S, Path], Outcome]
+
+    def run(self, given: Mapping[str, str | None], tracking_uri: str | None, experiment: str | None, say: Say) -> str:
+        """Does the work and logs it as one run, whose id it returns.
+
+        Raises:
+            UserError: for anything that the user can mend; the run that `mlflow run` made, if any, says what it was.
+        """
+        try:
+            settings = self.settings(**read(self.parameters, given))
+            check_store(tracking_uri)
+        except UserError as error:
+            mark_failed(str(error), tracking_uri)
+            raise
+        model = str(getattr(settings, self.model))
+        return run_and_log(lambda out: self.work(settings, out), self.kind, self.name, model, tracking_uri, experiment, say)

@@ -1,0 +1,1 @@
+"""What serves every package: names and how they are escaped, the machine, the cache folder, safe CSV."""

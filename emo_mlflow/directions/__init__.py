@@ -1,0 +1,1 @@
+"""Prompts to directions, subspaces and controls. Start at `fitting.fit_directions`."""

@@ -1,0 +1,113 @@
+"""What texts leave in the residual stream, collected over whole data sets without keeping tokens: one vector per text, or per word."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from emo_mlflow.errors import UserError
+from emo_mlflow.models.blocks import BlockStack
+from emo_mlflow.types import Aggregation, FloatArray, Site, Tokens
+
+BATCH = 64
+
+
+def batches(texts: Sequence[Tokens]) -> Iterator[list[int]]:
+    """Which texts run together: those of one length, so that there is no padding to be averaged."""
+    by_length: dict[int, list[int]] = {}
+    for i, tokens in enumerate(texts):
+        by_length.setdefault(len(tokens), []).append(i)
+    for members in by_length.values():
+        for start in range(0, len(members), BATCH):
+            yield members[start : start + BATCH]
+
+
+def own_streams(stack: BlockStack, tokens: Tensor, site: Site) -> Iterator[Tensor]:
+    """For each layer in turn, the stream at the site at the texts' own tokens, float32 [rows, q - 1, d_model].
+
+    The first position is left out: it is the document-start token, an attention sink whose norm is tens of times the others'.
+    """
+    for boundary, hidden in enumerate(stack.boundaries(tokens)):
+        if boundary >= (site == "resid_post") and boundary < stack.n_layers + (site == "resid_post"):
+            yield hidden[:, 1:].float()
+
+
+@torch.inference_mode()
+def text_means(
+    stack: BlockStack, texts: Sequence[Tokens], site: Site, aggregation: Aggregation = "mean"
+) -> tuple[FloatArray, FloatArray]:
+    """Each text's residual stream as one vector per layer, and the mean norm of its own tokens' streams.
+
+    `mean`: over the text's own tokens. `last`: the last token's. `attention`: the mean weighted by how much the last token, from
+    which the model goes on writing, attends to each own token in that layer's block, averaged over heads and scaled to sum to 1.
+
+    Args:
+        texts: token ids, the document-start token first; each has at least two.
+
+    Returns:
+        float32 [n_texts, n_layers, d_model] and float32 [n_texts, n_layers].
+
+    Raises:
+        UserError: for `attention` if the model does not give its attention weights.
+    """
+    means = np.zeros((len(texts), stack.n_layers, stack.d_model), np.float32)
+    norms = np.zeros((len(texts), stack.n_layers), np.float32)
+    for members in batches(texts):
+        tokens = torch.tensor([texts[i] for i in members], dtype=torch.long, device=stack.device)
+        weights = last_token_attention(stack.model, tokens) if aggregation == "attention" else None
+        for layer, own in enumerate(own_streams(stack, tokens, site)):
+            if weights is not None:
+                pooled = torch.einsum("rq,rqd->rd", weights[layer], own)
+            else:
+                pooled = own[:, -1] if aggregation == "last" else own.mean(dim=1)
+            means[members, layer] = pooled.cpu().numpy()
+            norms[members, layer] = own.norm(dim=-1).mean(dim=1).cpu().numpy()
+    return means, norms
+
+
+def last_token_attention(model: PreTrainedModel, tokens: Tensor) -> list[Tensor]:
+    """Per block, the last token's attention to the others but the first, averaged over heads, float32 [rows, q - 1], rows sum to 1."""
+    with _eager_attention(model):
+        found = model(input_ids=tokens, use_cache=False, output_attentions=True).attentions
+    if found is None or any(weights is None for weights in found):
+        raise UserError(
+            f"{type(model).__name__} does not give its attention weights: use aggregation=mean or aggregation=last"
+        )
+    means = [weights[:, :, -1, 1:].float().mean(dim=1) for weights in found]
+    return [mean / mean.sum(dim=-1, keepdim=True) for mean in means]
+
+
+@contextmanager
+def _eager_attention(model: PreTrainedModel) -> Iterator[None]:
+    """Fused attention never forms its weights; only the eager implementation returns them."""
+    usual = model.config._attn_implementation
+    model.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(usual)
+
+
+@torch.inference_mode()
+def token_states(
+    stack: BlockStack, texts: Sequence[Tokens], positions: Sequence[Sequence[int]], site: Site
+) -> FloatArray:
+    """The residual stream at chosen positions of each text, float32 [sum of positions, n_layers, d_model], texts in order.
+
+    Args:
+        positions: per text, positions in its tokens, none of them 0 (the document-start token).
+    """
+    starts = np.concatenate([[0], np.cumsum([len(chosen) for chosen in positions])]).astype(int)
+    states = np.zeros((starts[-1], stack.n_layers, stack.d_model), np.float32)
+    for members in batches(texts):
+        tokens = torch.tensor([texts[i] for i in members], dtype=torch.long, device=stack.device)
+        for layer, own in enumerate(own_streams(stack, tokens, site)):
+            for row, i in enumerate(members):
+                chosen = torch.tensor(positions[i], dtype=torch.long, device=own.device) - 1
+                states[starts[i] : starts[i + 1], layer] = own[row, chosen].cpu().numpy()
+    return states

@@ -1,0 +1,103 @@
+"""Directions: fitted on prompts at the site where they are injected, drawn at random as controls, kept in files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from emo_mlflow.directions.activations import text_means
+from emo_mlflow.directions.readouts import Floats, contrasts, judge, mean_difference, method_named
+from emo_mlflow.directions.subspaces import check_components, fit_subspaces
+from emo_mlflow.errors import UserError
+from emo_mlflow.models.blocks import BlockStack
+from emo_mlflow.settings.direction_choice import parse_direction, parse_method
+from emo_mlflow.types import Aggregation, Direction, FloatArray, Prompt, Site, Tokens
+
+
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """What fitting gave.
+
+    Attributes:
+        directions: by emotion.
+        residual_norms: float32 [n_layers], the mean norm of the residual stream at the site, over texts and their tokens.
+        accuracy: by emotion, float32 [n_layers]: how well the projection on the direction tells the emotion's texts from the
+            reference's when each text is judged by a direction and a threshold fitted without its fold of the texts.
+    """
+
+    directions: dict[str, Direction]
+    residual_norms: FloatArray
+    accuracy: dict[str, FloatArray] = field(default_factory=dict)
+
+
+def choose_direction(
+    choice: str, means: FloatArray, labels: Sequence[str], reference: str | None, site: Site
+) -> dict[str, Direction]:
+    """Directions of every emotion at every layer, as `choice` says.
+
+    All but the mean difference itself are scaled to its norm, and turned so that the emotion's texts project higher: methods differ
+    in where they point and not in dose. A subspace keeps the mean difference, whose coordinates in it are what is injected.
+
+    Args:
+        choice: `mean_diff`, `pc1` (`pc2`, ...), `lda`, `logistic` or `subspace:K`.
+        means: float32 [n_texts, n_layers, d_model].
+
+    Raises:
+        UserError: for an unknown choice, more components than texts, or an emotion with fewer than two texts.
+    """
+    name, rank = parse_direction(choice)
+    component = rank or parse_method(name)[1]
+    check_components(component, labels, reference, means.shape[2])
+    bases = fit_subspaces(means, labels, reference, rank).bases if rank else {}
+    method = mean_difference if rank else method_named(name)
+    found: dict[str, Direction] = {}
+    for emotion, used, positive in contrasts(labels, reference):
+        layers = [means[used, layer].astype(np.float64) for layer in range(means.shape[1])]
+        vectors = np.stack([_like_difference(method(x, positive), mean_difference(x, positive)) for x in layers])
+        found[emotion] = Direction(emotion, site, vectors.astype(np.float32), bases.get(emotion))
+    return found
+
+
+def _like_difference(vector: Floats, difference: Floats) -> Floats:
+    norm = float(np.linalg.norm(vector))
+    sign = -1.0 if vector @ difference < 0 else 1.0
+    return vector * (sign * float(np.linalg.norm(difference)) / norm) if norm else vector
+
+
+def fit_directions(
+    stack: BlockStack,
+    prompts: Sequence[Prompt],
+    tokens: Sequence[Tokens],
+    site: Site,
+    reference: str | None,
+    direction: str = "mean_diff",
+    aggregation: Aggregation = "mean",
+) -> Fit:
+    """Directions of every emotion among `prompts`, at every layer, and how well they read held-out texts.
+
+    Args:
+        tokens: of each prompt, the document-start token first.
+        direction: as in `choose_direction`.
+
+    Raises:
+        UserError: if a text has no token of its own, or `direction` asks for what the texts cannot give.
+    """
+    for prompt, ids in zip(prompts, tokens, strict=True):
+        if len(ids) < 2:
+            raise UserError(
+                f"the text {prompt.text!r} is too short to fit a direction on: it has no token after the first"
+            )
+    means, norms = text_means(stack, tokens, site, aggregation)
+    labels = [prompt.emotion for prompt in prompts]
+    name, rank = parse_direction(direction)
+    judged = judge(means, labels, reference, ["mean_diff" if rank else name])
+    return Fit(
+        choose_direction(direction, means, labels, reference, site),
+        norms.mean(axis=0),
+        {
+            str(emotion): rows["accuracy"].to_numpy(np.float32)
+            for emotion, rows in judged.groupby("emotion", sort=False)
+        },
+    )

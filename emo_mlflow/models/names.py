@@ -1,0 +1,73 @@
+"""A model's name: a built-in one, an id on the hub, or a local folder."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from emo_mlflow.common.names import check_revision
+from emo_mlflow.errors import UserError
+from emo_mlflow.models import embedded as embedded_model
+
+EMBEDDED = "smollm2-135m"
+HUB_MODELS = {
+    "gpt2_small": "openai-community/gpt2",
+    "gpt2": "openai-community/gpt2",
+    "pythia-160m": "EleutherAI/pythia-160m",
+    "gpt-neo-125m": "EleutherAI/gpt-neo-125m",
+    "llama3_8b": "meta-llama/Meta-Llama-3-8B",
+    # The pretrained model, not the instruction-tuned -it: sweeps continue plain text, which is no chat turn.
+    "gemma3_12b": "google/gemma-3-12b-pt",
+    "qwen3_8b": "Qwen/Qwen3-8B",
+}
+CHOICES = (
+    f"choose {EMBEDDED} (needs no hub), {', '.join(name for name in HUB_MODELS if name != 'gpt2')}, "
+    "a hub id such as owner/name@revision, or a local folder"
+)
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Which model: where from (`embedded`, `hub` or `folder`), its hub id or path, and its hub revision."""
+
+    name: str
+    source: Literal["embedded", "hub", "folder"]
+    location: str
+    revision: str | None = None
+
+
+def resolve(name: str, revision: str | None = None) -> ModelSpec:
+    """Reads a model's name; looks at no more than whether a folder is there.
+
+    Raises:
+        UserError: if it is no known name, hub id or folder, or its revision is given twice or where there are none.
+    """
+    folder = Path(os.path.expanduser(name))
+    if name not in ("", EMBEDDED, *HUB_MODELS) and folder.is_dir():
+        return _unpinned(ModelSpec(name, "folder", str(folder.resolve())), revision)
+    base, at, pinned = name.partition("@")
+    if at and (not pinned or revision not in (None, pinned)):
+        raise UserError(f"model {name!r}: give one revision, as in {base or 'owner/name'}@main")
+    revision = pinned or revision
+    if revision:
+        check_revision(revision, f"model {name!r}:")
+    if base == EMBEDDED:
+        return _unpinned(ModelSpec(base, "embedded", embedded_model.REQUIREMENT), revision)
+    if base in HUB_MODELS:
+        return ModelSpec(base, "hub", HUB_MODELS[base], revision)
+    if name.startswith((".", "~", os.sep)):
+        raise UserError(f"model {name!r}: there is no such folder; {CHOICES}")
+    if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", base, re.ASCII):
+        return ModelSpec(base, "hub", base, revision)
+    close = difflib.get_close_matches(base.lower(), [EMBEDDED, *HUB_MODELS], n=1)
+    raise UserError(f"unknown model {name!r}{f', did you mean {close[0]}?' if close else ''}; {CHOICES}")
+
+
+def _unpinned(spec: ModelSpec, revision: str | None) -> ModelSpec:
+    if revision:
+        raise UserError(f"model {spec.name!r} has no revisions: leave out {revision!r}")
+    return spec

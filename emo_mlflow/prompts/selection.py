@@ -1,0 +1,166 @@
+"""The built-in prompts, and a user's own: which texts directions are fitted on, and which are continued."""
+
+from __future__ import annotations
+
+import random
+import re
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from emo_mlflow.errors import UserError
+from emo_mlflow.prompts.files import DatasetRow, builtin_rows, read_rows
+from emo_mlflow.types import Prompt, digest
+
+REFERENCE = "neutral"
+
+
+@dataclass(frozen=True)
+class PromptSet:
+    """The prompts of a sweep.
+
+    Attributes:
+        fit: what directions are fitted on: the chosen emotions and the reference.
+        test: what is continued: the reference's test prompts, or all test prompts where there is no reference.
+        emotions: in the data set's order, without the reference.
+        reference: `neutral`, or None: each emotion is then compared with all others together.
+        source: `builtin` or the file's name.
+        split: how texts came to be for fitting or for testing.
+        n_duplicates: texts that were dropped, because they repeat another or stand under several emotions.
+    """
+
+    fit: tuple[Prompt, ...]
+    test: tuple[Prompt, ...]
+    emotions: tuple[str, ...]
+    reference: str | None
+    source: str
+    split: str
+    n_duplicates: int
+
+
+def normalised(text: str) -> str:
+    """A text without case, punctuation and spacing: texts that agree in this are the same prompt."""
+    return " ".join(re.findall(r"\w+", text.casefold())) or text.strip()
+
+
+def fit_hash(prompts: Iterable[Prompt]) -> str:
+    """Identifies the texts that directions were fitted on, in whatever order."""
+    return digest(sorted([prompt.emotion, prompt.text] for prompt in prompts))
+
+
+def load_prompts(
+    dataset: str = "builtin", *, emotions: Sequence[str] | None = None, max_samples: int, seed: int = 0
+) -> PromptSet:
+    """The built-in prompts, or those of a JSONL, CSV or parquet file with the columns text, emotion and optionally role.
+
+    Texts that agree but for case, spacing and punctuation count once, since a repeated prompt is no further evidence. One that is
+    there both to fit and to test stays for fitting, so that nothing is tested on what was fitted. One that stands under several
+    emotions is left out: it tells nothing of their difference, and would pull both means the same way. A warning says how many
+    were dropped. Without roles, half of every emotion's texts is fitted on and half is tested on.
+
+    Args:
+        dataset: `builtin`, or a file's path.
+        emotions: the emotions to keep; None for all.
+        max_samples: test prompts at most, drawn by `seed`; a larger number only adds to them.
+
+    Raises:
+        UserError: if the file cannot be read, lacks something, or does not have what is asked for.
+    """
+    if max_samples < 1:
+        raise UserError(f"max_samples={max_samples} leaves nothing to continue: give at least 1")
+    rows, source = (builtin_rows(), "builtin") if dataset == "builtin" else (read_rows(Path(dataset)), Path(dataset).name)
+    prompts, split = _with_roles(distinct := _distinct(rows, source), seed, source)
+    names = tuple(dict.fromkeys(prompt.emotion for prompt in prompts))
+    reference = REFERENCE if REFERENCE in names else None
+    chosen = _chosen(names, emotions, source)
+    fit = tuple(
+        p for p in prompts if p.role == "fit" and (p.emotion in chosen or p.emotion == reference or reference is None)
+    )
+    _check_fit(fit, (*chosen, *([reference] if reference else [])), source)
+    test = [p for p in prompts if p.role == "test" and p.emotion == (reference or p.emotion)]
+    if not test:
+        raise UserError(
+            f"{source} has no {reference or ''} texts to test on: give some the role test, or leave the roles out"
+        )
+    random.Random(f"test prompts {seed}").shuffle(test)
+    return PromptSet(fit, tuple(test[:max_samples]), chosen, reference, source, split, len(rows) - len(distinct))
+
+
+def emotions_to_continue(prompts: PromptSet, max_samples: int, seed: int) -> PromptSet:
+    """The same emotions, with half of each one's texts to continue instead of the reference's, at most `max_samples` of each.
+
+    Raises:
+        UserError: if that leaves an emotion fewer than two texts to fit on.
+    """
+    kept, test = list(prompts.fit), []
+    for emotion in prompts.emotions:
+        own = [prompt for prompt in prompts.fit if prompt.emotion == emotion]
+        random.Random(f"continued {seed} {emotion}").shuffle(own)
+        held_back = own[-(-len(own) // 2) :]
+        kept = [prompt for prompt in kept if prompt not in held_back]
+        test += [replace(prompt, role="test") for prompt in held_back[:max_samples]]
+    _check_fit(kept, prompts.emotions, prompts.source)
+    split = f"{prompts.split}; half of every emotion's texts to fit on are continued (seed {seed})"
+    return replace(prompts, fit=tuple(kept), test=tuple(test), split=split)
+
+
+def _distinct(rows: Sequence[DatasetRow], source: str) -> list[DatasetRow]:
+    same: dict[str, list[DatasetRow]] = {}
+    for row in rows:
+        same.setdefault(normalised(row[0]), []).append(row)
+    of_one = [group for group in same.values() if len({emotion for _, emotion, _ in group}) == 1]
+    if dropped := len(rows) - len(of_one):
+        several = sum(map(len, same.values())) - sum(map(len, of_one))
+        warnings.warn(
+            f"{source}: {dropped} of {len(rows)} texts were dropped: {dropped - several} repeat others, "
+            f"{several} stand under several emotions",
+            stacklevel=3,
+        )
+    return [min(group, key=lambda row: row[2] == "test") for group in of_one]
+
+
+def _with_roles(rows: Sequence[DatasetRow], seed: int, source: str) -> tuple[list[Prompt], str]:
+    if all(role is not None for *_, role in rows):
+        return [Prompt(text, emotion, role) for text, emotion, role in rows if role], (
+            "built-in roles" if source == "builtin" else f"roles of {source}"
+        )
+    if any(role is not None for *_, role in rows):
+        raise UserError(f"{source} gives a role to some texts only: give fit or test to all of them, or to none")
+    by_emotion: dict[str, list[str]] = {}
+    for text, emotion, _ in rows:
+        by_emotion.setdefault(emotion, []).append(text)
+    prompts: list[Prompt] = []
+    for emotion, texts in by_emotion.items():
+        order = texts[:]
+        random.Random(f"split {seed} {emotion}").shuffle(order)
+        fitted = set(order[: -(-len(order) // 2)])
+        prompts += [Prompt(text, emotion, "fit" if text in fitted else "test") for text in texts]
+    return prompts, f"every emotion's texts split in half (seed {seed})"
+
+
+def _chosen(names: Sequence[str], emotions: Sequence[str] | None, source: str) -> tuple[str, ...]:
+    there = tuple(name for name in names if name != REFERENCE)
+    if len(names) < 2:
+        raise UserError(
+            f"{source} has one emotion only ({', '.join(names) or 'no text under one'}): "
+            f"a direction needs texts to differ from, such as {REFERENCE} ones"
+        )
+    for name in emotions or ():
+        if name == REFERENCE:
+            raise UserError(
+                f"emotions: {REFERENCE} is what directions are measured against; choose among {', '.join(there)}"
+            )
+        if name not in there:
+            raise UserError(f"emotions: {source} has no {name!r}; choose among {', '.join(there)}")
+    return tuple(dict.fromkeys(emotions)) if emotions else there
+
+
+def _check_fit(fit: Sequence[Prompt], needed: Sequence[str], source: str) -> None:
+    counts = Counter(prompt.emotion for prompt in fit)
+    for name in needed:
+        if counts[name] < 2:
+            raise UserError(
+                f"{source} has {counts[name]} text(s) of {name!r} to fit a direction on: at least 2 are needed"
+            )

@@ -1,0 +1,1 @@
+"""The exact engine: positions, edits, packing, decoding, likelihoods. Start at `engine.Engine`."""

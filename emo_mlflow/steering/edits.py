@@ -1,0 +1,180 @@
+"""The intervention: which positions are changed, by how much, and how a batch of residual streams is edited.
+
+Positions and steps are those of the definition: a prompt has P tokens at positions 0..P-1, and step t = 0, 1, ... chooses the token at
+position P + t from a forward pass over positions 0..P+t-1, in which the residual stream at the positions of S_t is edited.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from emo_mlflow.errors import UserError
+from emo_mlflow.settings.schedules import schedule_factors
+from emo_mlflow.types import Condition, FloatArray, Scope
+
+
+@dataclass(frozen=True, eq=False)
+class Patch:
+    """A condition made ready for the engine.
+
+    The edit of a residual h at step t is  h + alpha_t * shift - remove * (basis' basis h).
+
+    Attributes:
+        boundary: the boundary between blocks at which the stream is edited (layers.BlockStack).
+        scope, window: which positions.
+        shift: float32 [d_model], what alpha = 1 adds; zero for `project_out`.
+        basis: float32 [k, d_model] with orthonormal rows, the subspace whose old content is removed; None for `add`.
+        alpha_by_step: float32 [n_steps], alpha_t.
+    """
+
+    boundary: int
+    scope: Scope
+    window: int | None
+    shift: FloatArray
+    basis: FloatArray | None
+    alpha_by_step: FloatArray
+
+    @property
+    def constant(self) -> bool:
+        """Whether alpha is the same at every step."""
+        return bool((self.alpha_by_step == self.alpha_by_step[:1]).all())
+
+
+@dataclass(frozen=True, eq=False)
+class HeadPatch:
+    """One attention head whose output, before the output projection, is replaced at the patched positions.
+
+    The stream before the block is not edited, so the head's own keys and values stay clean.
+
+    Attributes:
+        boundary: the block that the head is in.
+        scope, window: which positions.
+        head: which of the block's query heads.
+        replacement: float32 [head_dim].
+    """
+
+    boundary: int
+    scope: Scope
+    window: int | None
+    head: int
+    replacement: FloatArray
+    constant: ClassVar[bool] = True
+
+
+Intervention = Patch | HeadPatch
+
+
+def make_patch(
+    condition: Condition, vector: FloatArray, basis: FloatArray | None, residual_norm: float, n_steps: int
+) -> Patch:
+    """The patch of a condition that injects `vector`.
+
+    A vector v counts as the subspace of its unit vector u with the coordinate |v|. With an orthonormal basis B and the coordinates
+    c = B'v: `add` adds alpha_t B c, `project_out` removes B B'h, `clamp` sets B'h to alpha_t c. Under `alpha_unit=residual`,
+    B c is rescaled to the typical norm of the residual stream at that layer.
+
+    Args:
+        vector: float32 [d_model].
+        basis: float32 [k, d_model] with orthonormal rows, or None.
+        residual_norm: mean norm of the residual stream at the condition's layer and site.
+
+    Raises:
+        UserError: if the vector is zero or not finite.
+    """
+    assert condition.layer is not None and condition.alpha is not None
+    where = f"the direction of {condition.emotion!r} at layer {condition.layer}"
+    wide = vector.astype(np.float64)
+    frame = None if basis is None else basis.astype(np.float64)
+    injected = wide if frame is None else frame.T @ (frame @ wide)
+    norm = float(np.linalg.norm(injected))
+    if not np.isfinite(norm):
+        raise UserError(f"{where} has values that are not finite: fit it again")
+    if norm == 0:
+        raise UserError(f"{where} is zero, so it cannot be injected: leave this layer out or fit it on other texts")
+    if frame is None:
+        frame = (wide / norm)[None]
+    if condition.alpha_unit == "residual":
+        injected = injected * (residual_norm / norm)
+    return Patch(
+        boundary=condition.layer + (condition.site == "resid_post"),
+        scope=condition.scope,
+        window=condition.patch_window,
+        shift=(injected * (condition.operation != "project_out")).astype(np.float32),
+        basis=None if condition.operation == "add" else frame.astype(np.float32),
+        alpha_by_step=(condition.alpha * schedule_factors(condition.alpha_schedule, n_steps)).astype(np.float32),
+    )
+
+
+class RowEdits:
+    """The patches of a packed batch's rows as tensors on the model's device; rows without one are not changed."""
+
+    def __init__(
+        self, interventions: Sequence[Intervention | None], d_model: int, n_steps: int, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        patches = [item if isinstance(item, Patch) else None for item in interventions]
+        rows = len(patches)
+        rank = max((p.basis.shape[0] for p in patches if p is not None and p.basis is not None), default=0)
+        shift = np.zeros((rows, d_model), np.float32)
+        basis = np.zeros((rows, rank, d_model), np.float32)
+        alphas = np.zeros((rows, n_steps), np.float32)
+        for row, patch in enumerate(patches):
+            if patch is not None:
+                shift[row], alphas[row] = patch.shift, patch.alpha_by_step
+                if patch.basis is not None:
+                    basis[row, : len(patch.basis)] = patch.basis
+        self.shift = torch.from_numpy(shift).to(device=device, dtype=dtype)
+        self.basis = torch.from_numpy(basis).to(device=device, dtype=dtype) if rank else None
+        self.alpha_by_step = torch.from_numpy(alphas).to(device=device, dtype=dtype)
+
+    def keep(self, rows: Tensor) -> None:
+        """Drops all rows but these."""
+        self.shift, self.alpha_by_step = self.shift[rows], self.alpha_by_step[rows]
+        self.basis = None if self.basis is None else self.basis[rows]
+
+    def apply(self, hidden: Tensor, rows: slice, step: int) -> Tensor:
+        """hidden [rows, q, d_model] as it is edited at step `step`."""
+        change = (self.alpha_by_step[rows, step, None] * self.shift[rows])[:, None]
+        if self.basis is not None:
+            basis = self.basis[rows]
+            change = change - torch.bmm(torch.bmm(hidden, basis.transpose(1, 2)), basis)
+        return hidden + change
+
+
+class HeadEdits:
+    """The replaced heads of a packed batch's rows, by block, as tensors on the model's device."""
+
+    def __init__(self, interventions: Sequence[Intervention | None], device: torch.device, dtype: torch.dtype) -> None:
+        by_block: dict[int, list[tuple[int, HeadPatch]]] = {}
+        for row, item in enumerate(interventions):
+            if isinstance(item, HeadPatch):
+                by_block.setdefault(item.boundary, []).append((row, item))
+        self._blocks = {
+            block: (
+                torch.tensor([row for row, _ in members], device=device),
+                torch.tensor([patch.head for _, patch in members], device=device),
+                torch.from_numpy(np.stack([patch.replacement for _, patch in members])).to(device=device, dtype=dtype),
+            )
+            for block, members in by_block.items()
+        }
+
+    def __contains__(self, block: int) -> bool:
+        """Whether any row has a head replaced in this block."""
+        return block in self._blocks
+
+    def apply(self, block: int, mixed: Tensor, n_last: int) -> Tensor:
+        """Replaces heads in the input of the block's output projection, at the last `n_last` positions.
+
+        Args:
+            mixed: [rows, q, n_heads * head_dim] of the batch's first rows, all whose head is in this block among them.
+        """
+        rows, heads, replacement = self._blocks[block]
+        edited = mixed.unflatten(-1, (-1, replacement.shape[1])).clone()
+        for position in range(edited.shape[1] - n_last, edited.shape[1]):
+            edited[rows, position, heads] = replacement
+        return edited.flatten(-2)

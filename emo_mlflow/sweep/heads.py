@@ -1,0 +1,138 @@
+"""A sweep over attention heads: every head ranked by its direct effect on an emotion, and the conditions in which generation tests them."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import torch
+
+from emo_mlflow.directions.fitting import Fit
+from emo_mlflow.directions.heads import (
+    HeadStates,
+    direct_effects,
+    head_count,
+    head_states,
+    head_writes,
+    heads_add_up,
+    unranked,
+)
+from emo_mlflow.directions.readouts import contrasts
+from emo_mlflow.errors import UserError
+from emo_mlflow.models.blocks import BlockStack
+from emo_mlflow.models.loading import load
+from emo_mlflow.models.tokens import encode
+from emo_mlflow.settings.layers import resolve_layers
+from emo_mlflow.settings.sweep import HeadConfig
+from emo_mlflow.sweep.plan import Inputs, Plan, encode_prompts
+from emo_mlflow.sweep.results import HeadScreen
+from emo_mlflow.types import Condition, FloatArray, Screen, Tokens, digest
+
+
+def make_head_plan(inputs: Inputs) -> Plan:
+    """Loads the model, ranks its heads by direct effect, and lays out the sweep that replaces them.
+
+    Raises:
+        UserError: for a layer that the model does not have, a target before the heads' layers, a prompt that does not fit, or heads
+            that cannot be ranked where ranks are asked for.
+    """
+    config = inputs.config
+    assert isinstance(config, HeadConfig)
+    loaded = load(inputs.spec, inputs.device, getattr(torch, config.dtype))
+    stack = BlockStack(loaded.model)
+    config = _resolved(config, stack.n_layers)
+    tokens = encode_prompts(loaded, inputs.prompts.test, config)
+    labels = [prompt.emotion for prompt in inputs.prompts.fit]
+    texts = encode(loaded, [prompt.text for prompt in inputs.prompts.fit], config.prepend_bos)
+    screen = _screen(stack, config, texts, labels, inputs.prompts.reference)
+    conditions = tuple(head_conditions(config, screen.effects))
+    none = Fit({}, np.zeros(0, np.float32))
+    own = None
+    if config.operation == "restore":
+        own = {name: [p.prompt_id for p in inputs.prompts.test if p.emotion == name] for name in inputs.prompts.emotions}
+    return Plan(config, none, conditions, tokens, inputs, loaded, stack, screen=screen, own=own)
+
+
+def _resolved(config: HeadConfig, n_layers: int) -> HeadConfig:
+    layers = resolve_layers(config.layers, n_layers)
+    target = n_layers - 1 if config.target_layer is None else config.target_layer
+    if not max(layers) <= target < n_layers:
+        raise UserError(f"target_layer={target} is not from {max(layers)}, the last of the layers, to {n_layers - 1}")
+    return replace(config, layers=layers, target_layer=target)
+
+
+def _screen(
+    stack: BlockStack, config: HeadConfig, texts: Sequence[Tokens], labels: Sequence[str], reference: str | None
+) -> HeadScreen:
+    target = config.target_layer
+    assert target is not None
+    states = head_states(stack, texts, target)
+    if config.screen == "top" or heads_add_up(stack):
+        effects = direct_effects(states, head_writes(stack), labels, reference, target, config.seed)
+    else:
+        effects = unranked(labels, reference, target + 1, head_count(stack))
+    return HeadScreen(effects, target, replacements(states, labels, reference, config.operation))
+
+
+def replacements(
+    states: HeadStates, labels: Sequence[str], reference: str | None, operation: str
+) -> dict[str, FloatArray]:
+    """What each operation puts in a head's place, by emotion: float32 [n_layers, n_heads, head_dim].
+
+    `zero`: nothing. `patch`: the head's mean over the emotion's texts. `mean`, `restore`: its mean over the reference's.
+
+    Args:
+        states: of texts that are not among the prompts to be continued.
+    """
+    found: dict[str, FloatArray] = {}
+    for emotion, used, positive in contrasts(labels, reference):
+        rows = used[positive] if operation == "patch" else used[~positive]
+        mean = states.heads[rows].mean(axis=0, dtype=np.float64).astype(np.float32)
+        found[emotion] = np.zeros_like(mean) if operation == "zero" else mean
+    return found
+
+
+def candidates(effects: pd.DataFrame, layers: Sequence[int], screen: Screen, top: int) -> pd.DataFrame:
+    """The rows of the heads that generation tests, per emotion the largest direct effect first."""
+    order = effects[effects["layer"].isin(layers)].sort_values("rank", kind="stable")
+    parts = [order[order["emotion"] == emotion] for emotion in dict.fromkeys(effects["emotion"])]
+    return pd.concat(parts if screen == "all" else [part.head(top) for part in parts], ignore_index=True)
+
+
+def head_conditions(config: HeadConfig, effects: pd.DataFrame) -> Iterator[Condition]:
+    """The baseline, then each emotion's heads, and control heads drawn at random from the others of the same layers.
+
+    Controls are an emotion's, not a single head's: each head is compared with all of them. There are fewer than asked for where
+    the layers have no more heads.
+    """
+    assert not isinstance(config.layers, str)
+    yield Condition("baseline")
+    windows: tuple[int | None, ...] = config.patch_window if config.scope == "window" else (None,)
+    chosen = candidates(effects, config.layers, config.screen, config.top)
+    for (emotion, rows), window in itertools.product(chosen.groupby("emotion", sort=False), windows):
+        common = Condition(
+            kind="emotion",
+            emotion=str(emotion),
+            alpha=1.0,
+            scope=config.scope,
+            patch_window=window,
+            operation=config.operation,
+        )
+        heads = list(zip(rows["layer"].astype(int), rows["head"].astype(int), strict=True))
+        yield from (replace(common, layer=layer, head=head) for layer, head in heads)
+        for draw, (layer, head) in enumerate(_controls(config, effects, str(emotion), set(heads))):
+            yield replace(common, kind="random", layer=layer, head=head, draw=draw, seed=config.seed)
+
+
+def _controls(
+    config: HeadConfig, effects: pd.DataFrame, emotion: str, chosen: set[tuple[int, int]]
+) -> list[tuple[int, int]]:
+    """Other heads of the layers in an order that depends on seed and emotion alone, so that more draws add to fewer."""
+    own = effects[(effects["emotion"] == emotion) & effects["layer"].isin(config.layers)].sort_values(["layer", "head"])
+    pool = list(zip(own["layer"].astype(int), own["head"].astype(int), strict=True))
+    key = int(digest(["control heads", config.seed, emotion], 8), 16)
+    order = np.random.RandomState(key).permutation(len(pool))
+    return [pool[i] for i in order if pool[i] not in chosen][: config.num_random]

@@ -1,0 +1,126 @@
+"""Finished work on disk: an append-only file of checksummed records, from which a stopped sweep goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from emo_mlflow.common.files import sync_folder
+from emo_mlflow.errors import UserError
+
+CELLS = "cells.spool"
+
+
+class Header(dict[str, Any]):
+    """What a spool says of its work. What it does not say was not asked for by the version that wrote it."""
+
+    def __init__(self, path: Path, values: Any) -> None:
+        self.path = path
+        if not isinstance(values, dict):
+            raise UserError(f"{path} does not begin with what its work is: remove it and start the sweep anew")
+        super().__init__(values)
+
+    def __missing__(self, key: str) -> Any:
+        raise UserError(f"{self.path} does not say its {key}: another version wrote it; remove it and start the sweep anew")
+
+
+class Spool:
+    """A file whose first line says what the work is, and whose further lines each hold a batch of finished records.
+
+    A line is the CRC-32 of its JSON, a space, the JSON. A line is written whole and synced before `append` returns, so only the last one
+    can be torn; it is cut off when the file is read.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / CELLS
+
+    def begin(self, header: dict[str, Any]) -> None:
+        """Starts the file, or checks that it was started for the same work.
+
+        Raises:
+            UserError: if it holds other work, or cannot be written.
+        """
+        lines = self._lines()
+        if not lines:
+            self._write(header)
+        elif Header(self.path, lines[0])["work"] != header["work"]:
+            raise UserError(
+                f"{self.path} holds cells of a sweep with other settings, or the data set or the model changed since: "
+                "resume with what it was started with, or start a new run"
+            )
+
+    def header(self) -> Header:
+        """What `begin` wrote.
+
+        Raises:
+            UserError: if there is nothing, or it is not what a sweep writes; and for a key that it lacks, when that is looked up.
+        """
+        try:
+            with self.path.open("rb") as file:
+                found, _ = _read(file.readline())
+        except OSError:
+            found = []
+        if not found:
+            raise UserError(f"there is nothing to resume: {self.path} does not exist or is empty")
+        return Header(self.path, found[0])
+
+    def append(self, records: Sequence[Any]) -> None:
+        """Writes a batch of records; they are on disk when this returns."""
+        self._write(list(records))
+
+    def read(self) -> list[Any]:
+        """All records so far."""
+        batches = self._lines()[1:]
+        if not all(isinstance(batch, list) for batch in batches):
+            raise UserError(f"{self.path} holds something other than finished cells: remove it and start the sweep anew")
+        return [record for batch in batches for record in batch]
+
+    def _write(self, payload: Any) -> None:
+        text = json.dumps(payload, ensure_ascii=True, separators=(",", ":"))
+        try:
+            new = not self.path.exists()
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("ab") as file:
+                file.write(f"{zlib.crc32(text.encode()):08x} {text}\n".encode())
+                file.flush()
+                os.fsync(file.fileno())
+            if new:  # the file's own name, and its folder's, are on disk only when the folders above are
+                sync_folder(self.path.parent)
+                sync_folder(self.path.parent.parent)
+        except OSError as error:
+            raise UserError(
+                f"cannot write {self.path}: {error.strerror}; what was finished before is kept: free some space, then resume"
+            ) from None
+
+    def _lines(self) -> list[Any]:
+        if not self.path.exists():
+            return []
+        raw = self.path.read_bytes()
+        found, good = _read(raw)
+        rest = raw[good:]
+        if b"\n" in rest.rstrip(b"\n"):
+            raise UserError(f"{self.path} is damaged at byte {good}: remove it and start the sweep anew")
+        if rest:
+            with self.path.open("r+b") as file:
+                file.truncate(good)
+        return found
+
+
+def _read(raw: bytes) -> tuple[list[Any], int]:
+    """The whole lines from the start on, and how many bytes they are."""
+    found: list[Any] = []
+    good = 0
+    for line in raw.splitlines(keepends=True):
+        checksum, _, text = line.rstrip(b"\n").partition(b" ")
+        if not line.endswith(b"\n") or checksum != f"{zlib.crc32(text):08x}".encode():
+            break
+        try:
+            found.append(json.loads(text))
+        except (ValueError, RecursionError):
+            break
+        good += len(line)
+    return found, good

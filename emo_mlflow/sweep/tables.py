@@ -1,0 +1,138 @@
+"""Completions to the tables that a finished sweep is made of."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from emo_mlflow import __version__
+from emo_mlflow.prompts.selection import PromptSet
+from emo_mlflow.settings.sweep import SweepConfig
+from emo_mlflow.statistics.effects import condition_effects
+from emo_mlflow.sweep.results import KEYS, HeadScreen, SweepResult
+from emo_mlflow.sweep.stages import COMPLETION, Scoring
+from emo_mlflow.types import Condition, Direction, Prompt
+
+FLUENCY = {"nll": "fluency.nll", "distinct_2": "fluency.distinct_2"}
+VERSIONED = ("torch", "transformers", "numpy", "onnxruntime", "mlflow")
+
+
+class Work:
+    """The completions so far, as columns (417 bytes a cell instead of 743 as objects), and the stage that they are scored by."""
+
+    def __init__(self, scoring: Scoring) -> None:
+        self.scoring = scoring
+        self._parts = [COMPLETION.empty_table()]
+
+    def add(self, completions: pa.Table) -> None:
+        """Takes in more completions, COMPLETION."""
+        self._parts.append(completions.select(COMPLETION.names))
+
+    def __len__(self) -> int:
+        return sum(map(len, self._parts))
+
+    @property
+    def completions(self) -> pa.Table:
+        """All of them, COMPLETION, in the order in which they came."""
+        return pa.concat_tables(self._parts)
+
+    def scores(self) -> pd.DataFrame:
+        """KEYS and one float32 column per metric, for the cells that did not fail; each distinct text is scored once."""
+        # In an order of their own: a scorer that quantises by batch gives a text other last bits in another batch.
+        return self.scoring(self.completions.sort_by([(name, "ascending") for name in KEYS])).to_pandas()
+
+    @property
+    def n_distinct(self) -> int:
+        """Distinct texts among the completions."""
+        return len(set(self.scoring.texts(self.completions)))
+
+    @property
+    def n_failed(self) -> int:
+        """Cells that have no completion."""
+        return len(self) - int(self.completions["failure"].null_count)
+
+
+def prompt_table(prompts: Sequence[Prompt]) -> pd.DataFrame:
+    """prompt_id, emotion, text."""
+    return pd.DataFrame([(p.prompt_id, p.emotion, p.text) for p in prompts], columns=["prompt_id", "emotion", "text"])
+
+
+def condition_table(conditions: Sequence[Condition], completions: pa.Table) -> pd.DataFrame:
+    """A row per condition, in the sweep's order, with the positions that its cells patched in all."""
+    sums = completions.group_by("condition_id").aggregate([("n_patched", "sum")]).to_pydict()
+    patched = dict(zip(sums["condition_id"], sums["n_patched_sum"], strict=True))
+    columns = ["condition_id", "kind", "emotion", "layer", "head", "alpha", "draw", "scope", "patch_window"]
+    rows = [[getattr(condition, column) for column in columns] for condition in conditions]
+    table = pd.DataFrame(rows, columns=columns).astype(
+        {"layer": "Int64", "head": "Int64", "alpha": "Float64", "draw": "Int64", "patch_window": "Int64"}
+    )
+    table.loc[table["kind"] == "baseline", "scope"] = None
+    return table.assign(n_patched=[patched.get(condition.condition_id, 0) for condition in conditions])
+
+
+def completion_table(completions: pa.Table) -> pd.DataFrame:
+    """A row per cell: KEYS, completion, n_tokens, nll, distinct_2, failure."""
+    return completions.select([*KEYS, "completion", "n_tokens", "nll", "distinct_2", "failure"]).to_pandas()
+
+
+def one_likelihood(texts: pd.DataFrame) -> pd.DataFrame:
+    """Equal texts with the likelihood of the first of them: what a text was computed beside changes the last bits of its number.
+
+    So a condition that changes no text has no difference from the baseline, instead of one that is rounding.
+    """
+    same = texts.groupby(["prompt_id", "completion", "n_tokens"], sort=False)["nll"]
+    return texts.assign(nll=same.transform("first"))
+
+
+def in_order(table: pd.DataFrame, conditions: Sequence[Condition], prompts: Sequence[Prompt]) -> pd.DataFrame:
+    """Rows by condition, prompt and sample as the sweep lists them, whatever order they were computed in."""
+    by_condition = {condition.condition_id: i for i, condition in enumerate(conditions)}
+    by_prompt = {prompt.prompt_id: i for i, prompt in enumerate(prompts)}
+    order = np.lexsort(
+        (
+            table["sample"],
+            table["prompt_id"].map(by_prompt).astype(int),
+            table["condition_id"].map(by_condition).astype(int),
+        )
+    )
+    return table.iloc[order].reset_index(drop=True)
+
+
+def assemble(
+    config: SweepConfig,
+    facts: Mapping[str, Any],
+    prompts: PromptSet,
+    directions: Mapping[str, Direction],
+    conditions: Sequence[Condition],
+    completions: pa.Table,
+    scores: pd.DataFrame,
+    metrics: Mapping[str, float],
+    screen: HeadScreen | None = None,
+) -> SweepResult:
+    """The result of a sweep: its tables, in an order that does not depend on how the work was cut."""
+    table = condition_table(conditions, completions)
+    scores = in_order(scores, conditions, prompts.test)
+    texts = one_likelihood(in_order(completion_table(completions), conditions, prompts.test))
+    fluency = texts.loc[texts["failure"].isna(), list(FLUENCY)].rename(columns=FLUENCY).astype(np.float32)
+    values = pd.concat([scores, fluency.reset_index(drop=True)], axis="columns")  # both have the cells that succeeded, in one order
+    versions = {name: version(name) for name in VERSIONED}
+    versions |= {"emo_mlflow": __version__, "python": sys.version.split()[0]}
+    return SweepResult(
+        config=config,
+        facts={**facts, "versions": versions},
+        prompts=prompt_table(prompts.test),
+        fit_prompts=prompt_table(prompts.fit),
+        directions=directions,
+        conditions=table,
+        completions=texts,
+        scores=scores,
+        effects=condition_effects(values, table),
+        metrics=metrics,
+        screen=screen,
+    )

@@ -1,0 +1,1 @@
+"""The only writer to and reader from MLflow. Start at `sweep_run.SweepRun` and `reading.load_sweep`."""

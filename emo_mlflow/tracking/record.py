@@ -1,0 +1,249 @@
+"""What a finished sweep leaves in MLflow, laid out before anything is logged: in memory, and in a folder that outlives the process.
+
+The folder holds `record.json` and `artifacts/`. Times are set here once, so that logging a record twice gives the same metrics, not twice as many.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from safetensors.numpy import save_file
+
+from emo_mlflow.common.csv_files import write_csv
+from emo_mlflow.directions.files import save_directions
+from emo_mlflow.errors import UserError
+from emo_mlflow.report.heads import write_heads_report
+from emo_mlflow.report.sweep import verdicts, write_report
+from emo_mlflow.settings.sweep import HeadConfig, SweepConfig
+from emo_mlflow.sweep.results import SweepResult, controlled
+from emo_mlflow.types import Condition
+
+Values = tuple[tuple[str, float, int], ...]
+
+CHILD_LIMIT = 200
+PARAM_LENGTH = 6000
+RECORD, ARTIFACTS = "record.json", "artifacts"
+SETTING = ("emotion", "layer", "head", "alpha", "patch_window")
+SWEEP_PARAMS = (
+    "model",
+    "profile",
+    "alpha_unit",
+    "alpha_schedule",
+    "site",
+    "operation",
+    "direction",
+    "prepend_bos",
+    "sequence_length",
+    "max_samples",
+    "samples_per_prompt",
+    "temperature",
+    "num_random",
+    "dtype",
+    "seed",
+)
+
+
+@dataclass(frozen=True)
+class Child:
+    """A condition's run; `metrics` are (name, value, step), and empty until the sweep is finished."""
+
+    condition_id: str
+    name: str
+    params: Mapping[str, str]
+    metrics: Values = ()
+
+
+@dataclass(frozen=True)
+class Record:
+    """A sweep's run and its children.
+
+    Attributes:
+        timestamp: of all metrics, in milliseconds.
+        note: Markdown for the run's page.
+        children: those to make; `no_children` says why there are none, if a limit is the reason.
+    """
+
+    timestamp: int
+    params: Mapping[str, str]
+    metrics: Values
+    note: str
+    children: tuple[Child, ...]
+    no_children: str | None
+
+
+def sweep_params(config: SweepConfig) -> dict[str, str]:
+    """The parent's params: every setting, as `config.NAME`."""
+    return {f"config.{k}": _text(v)[:PARAM_LENGTH] for k, v in asdict(config).items()}
+
+
+def plan_children(
+    config: SweepConfig, conditions: Iterable[Condition | Mapping[Any, Any]]
+) -> tuple[tuple[Child, ...], str | None]:
+    """A child per condition of an emotion, still without metrics, or why there are none.
+
+    Args:
+        conditions: the sweep's, as planned, or rows of the result's table.
+    """
+    rows = [asdict(c) | {"condition_id": c.condition_id} if isinstance(c, Condition) else c for c in conditions]
+    wanted = [row for row in rows if row["kind"] == "emotion"]
+    if config.child_runs == "none":
+        return (), None
+    if config.child_runs == "auto" and len(wanted) > CHILD_LIMIT:
+        return (), f"none: {len(wanted)} conditions are more than {CHILD_LIMIT}; child_runs=all logs them"
+    shared = {name: _text(getattr(config, name))[:PARAM_LENGTH] for name in SWEEP_PARAMS}
+    n_windows = len({row["patch_window"] for row in wanted})
+    return tuple(_child(shared, row, n_windows) for row in wanted), None
+
+
+def _child(shared: Mapping[str, str], row: Mapping[Any, Any], n_windows: int) -> Child:
+    own = {key: _text(row[key]) for key in (*SETTING, "scope") if not pd.isna(row[key])}
+    return Child(str(row["condition_id"]), child_name(row, n_windows), {**shared, **own})
+
+
+def child_name(condition: Mapping[Any, Any], n_windows: int) -> str:
+    """As short as the column of MLflow's table of runs, which cuts off what is longer: `gratitude L12 α2`, `anger L3 H7`."""
+    is_head = not pd.isna(condition["head"])
+    what = f"H{condition['head']}" if is_head else f"\N{GREEK SMALL LETTER ALPHA}{condition['alpha']:g}"
+    name = f"{condition['emotion']} L{condition['layer']} {what}"
+    return f"{name} W{condition['patch_window']}" if n_windows > 1 else name
+
+
+def sweep_record(result: SweepResult) -> Record:
+    """Lays out a finished sweep; numbers that are not finite are left out, which SQL stores would change."""
+    effects = result.effects.merge(result.conditions, on="condition_id")
+    rows = result.conditions.to_dict("records")
+    children, reason = plan_children(result.config, rows)
+    by_id = {row["condition_id"]: row for row in rows}
+    by_condition = dict(list(effects.groupby("condition_id")))
+    randoms: dict[tuple[Any, ...], list[dict[Any, Any]]] = {}
+    for control in effects[effects["kind"] == "random"].to_dict("records"):
+        randoms.setdefault(controlled(control), []).append(control)
+
+    def measured(child: Child) -> Child:
+        row = by_id[child.condition_id]
+        own = child_metrics(by_condition[child.condition_id], randoms.get(controlled(row), ()))
+        return Child(
+            child.condition_id, child.name, child.params, _finite([*own, ("n_patched", float(row["n_patched"]), 0)])
+        )
+
+    facts = [(name, value, 0) for name, value in result.metrics.items()]
+    return Record(
+        timestamp=int(time.time() * 1000),
+        params=sweep_params(result.config),
+        metrics=_finite([*facts, *parent_metrics(result.config, effects)]),
+        note="\n".join(verdicts(result)),
+        children=tuple(map(measured, children)),
+        no_children=reason,
+    )
+
+
+def effect_name(emotion: str, metric: str, alpha: float, window: int | None, n_alphas: int, n_windows: int) -> str:
+    """The parent's metric that holds an effect at step = layer; strength and window are named only where several were swept.
+
+    So two models' parents, selected together in the UI, overlay their layer profiles.
+    """
+    parts = ["effect", emotion]
+    if n_alphas > 1:
+        parts.append(f"alpha_{alpha:g}")
+    if n_windows > 1 and window is not None:
+        parts.append(f"window_{window}")
+    return ".".join([*parts, metric])
+
+
+def parent_metrics(config: SweepConfig, effects: pd.DataFrame) -> Iterator[tuple[str, float, int]]:
+    """(name, mean difference, layer) for every emotion condition and metric; of a layer's heads, the one that changes it most."""
+    if isinstance(config, HeadConfig):
+        keys = ["kind", "emotion", "layer", "patch_window", "metric"]
+        order = effects["mean_diff"].abs().sort_values(ascending=False, kind="stable").index
+        effects = effects.loc[order].drop_duplicates(keys)
+    n_windows = effects["patch_window"].nunique()
+    for row in effects[effects["kind"] == "emotion"].to_dict("records"):
+        window = None if pd.isna(row["patch_window"]) else int(row["patch_window"])
+        name = effect_name(row["emotion"], row["metric"], row["alpha"], window, len(config.alphas), n_windows)
+        yield name, row["mean_diff"], int(row["layer"])
+
+
+def child_metrics(effects: pd.DataFrame, randoms: Iterable[Mapping[Any, Any]]) -> Iterator[tuple[str, float, int]]:
+    """A condition's metrics: `mean.*`, `diff.*` and `d_z.*`, and its random controls' differences as steps of `random.*`."""
+    for row in effects.to_dict("records"):
+        yield f"mean.{row['metric']}", row["mean_patched"], 0
+        yield f"diff.{row['metric']}", row["mean_diff"], 0
+        yield f"d_z.{row['metric']}", row["d_z"], 0
+    for control in randoms:
+        yield f"random.{control['metric']}", control["mean_diff"], int(control["draw"])
+
+
+def _finite(values: Iterable[tuple[str, float, int]]) -> Values:
+    return tuple((name, float(value), step) for name, value, step in values if np.isfinite(value))
+
+
+def _text(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def write_artifacts(result: SweepResult, folder: Path) -> None:
+    """Writes the artifacts of a sweep into a folder."""
+    config = {"config": asdict(result.config), **result.facts}
+    (folder / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
+    for name in ("prompts", "fit_prompts", "conditions", "completions", "scores", "effects"):
+        getattr(result, name).to_parquet(folder / f"{name}.parquet", index=False)
+    metadata = {name: str(result.facts[name]) for name in ("fit_hash", "model_fingerprint", "residual_norms")}
+    if result.screen is None:
+        save_directions(folder / "directions.safetensors", result.directions, metadata)
+        write_report(result, folder)
+        return
+    save_file(dict(result.screen.replacements), str(folder / "replacements.safetensors"), metadata=metadata)
+    write_csv(result.screen.effects, folder / "heads.csv")
+    write_heads_report(result, folder)
+
+
+def write_record(result: SweepResult, folder: Path) -> Record:
+    """Writes the record and the artifacts of a sweep; the folder appears when it is complete, and not before.
+
+    Raises:
+        UserError: if it cannot be written.
+    """
+    record = sweep_record(result)
+    draft = folder.with_name(f"{folder.name}.draft")
+    try:
+        shutil.rmtree(draft, ignore_errors=True)
+        (draft / ARTIFACTS).mkdir(parents=True)
+        write_artifacts(result, draft / ARTIFACTS)
+        (draft / RECORD).write_text(json.dumps(asdict(record)), encoding="utf-8")
+        for path in draft.rglob("*"):
+            if path.is_file():
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
+        draft.rename(folder)
+    except OSError as error:
+        raise UserError(
+            f"cannot write {folder}: {error.strerror or error}; the finished cells are kept: free some space, then resume"
+        ) from None
+    return record
+
+
+def read_record(folder: Path) -> Record:
+    """What `write_record` wrote.
+
+    Raises:
+        UserError: if there is no record, or it cannot be read.
+    """
+    try:
+        found = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        children = tuple(Child(**{**child, "metrics": _values(child["metrics"])}) for child in found["children"])
+        return Record(**{**found, "metrics": _values(found["metrics"]), "children": children})
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder / RECORD} cannot be read ({error})") from None
+
+
+def _values(rows: Iterable[tuple[str, float, int]]) -> Values:
+    return tuple((name, value, step) for name, value, step in rows)

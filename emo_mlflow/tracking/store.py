@@ -1,0 +1,83 @@
+"""Addresses of tracking stores: whether one answers, how it is kept, how it is shown."""
+
+from __future__ import annotations
+
+import os
+import re
+import urllib.error
+import urllib.request
+from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
+
+from mlflow import MlflowClient, get_tracking_uri
+
+from emo_mlflow.errors import UserError
+
+SQLITE = "sqlite:///"
+
+
+def check_store(tracking_uri: str | None) -> None:
+    """Asks a tracking server whether it is there, within ten seconds.
+
+    Raises:
+        UserError: if it is not; MLflow's own retries would take minutes to say so.
+    """
+    uri = tracking_uri or get_tracking_uri()
+    if not uri.startswith(("http://", "https://")):
+        return
+    try:
+        with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=8):
+            return
+    except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+        reason = getattr(error, "reason", error)
+        raise UserError(
+            f"the tracking server {shown(uri)} does not answer ({reason}): start it, correct --tracking-uri, or leave it out to log to ./mlflow.db"
+        ) from None
+
+
+def lasting_store(uri: str) -> str:
+    """A tracking store's address as it can be kept on disk: without a password, and with a path that holds in every folder."""
+    if uri.startswith(SQLITE):
+        return f"{SQLITE}{Path(uri.removeprefix(SQLITE)).absolute()}"
+    parts = urlsplit(uri)
+    if parts.password is None:
+        return uri
+    host = parts.netloc.rpartition("@")[2]
+    return urlunsplit(parts._replace(netloc=f"{parts.username}@{host}"))
+
+
+def store_to_return_to(tracking_uri: str | None, kept: str) -> str:
+    """Where a run that was begun earlier is gone on with: in the store asked for, else in the one that it was begun in.
+
+    Args:
+        kept: that store, as `lasting_store` gave it; if it is MLflow's active one, that address is used, which may have a password.
+    """
+    if tracking_uri:
+        return tracking_uri
+    active = str(get_tracking_uri())
+    return active if lasting_store(active) == kept else kept
+
+
+def shown(uri: str) -> str:
+    """A store's address as it may be printed and logged: without the user, password or token that it may hold."""
+    return re.sub(r"://[^/\s]*@", "://***@", uri)
+
+
+def active_store(tracking_uri: str | None) -> str:
+    """The store asked for, or the one that MLflow has as active."""
+    return tracking_uri or str(get_tracking_uri())
+
+
+def sqlite_path(uri: str) -> Path | None:
+    """The database's file, if the store is one."""
+    return Path(uri.removeprefix(SQLITE)) if uri.startswith(SQLITE) else None
+
+
+def ask_store(uri: str) -> None:
+    """Reads one experiment, without MLflow's retries.
+
+    Raises:
+        MlflowException: what the store says.
+    """
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    MlflowClient(uri).search_experiments(max_results=1)

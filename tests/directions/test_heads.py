@@ -1,0 +1,198 @@
+"""Heads: contributions add up, the head that writes the emotion is found, and nothing is left in the model."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from tiny_models import tiny_model
+
+from emo_mlflow.directions.heads import HeadStates, direct_effects, head_states, head_writes
+from emo_mlflow.errors import UserError
+from emo_mlflow.models.blocks import BlockStack
+from emo_mlflow.models.families import find_output_projection
+from emo_mlflow.prompts.selection import emotions_to_continue, load_prompts
+from emo_mlflow.settings.sweep import make_head_config
+from emo_mlflow.sweep.heads import candidates, head_conditions, replacements
+
+ADDITIVE = ("gpt2", "gpt_neo", "gpt_neox", "llama", "qwen3")
+TARGET = 2
+
+
+def texts(n: int = 24) -> tuple[list[tuple[int, ...]], list[str]]:
+    """Texts of two kinds that differ in their tokens, of several lengths."""
+    rng = np.random.default_rng(0)
+    labels = ["joy" if i % 2 else "neutral" for i in range(n)]
+    tokens = [(0, *rng.integers(*(10, 40) if x == "joy" else (60, 90), 4 + i % 3).tolist()) for i, x in enumerate(labels)]
+    return tokens, labels
+
+
+def sublayer_outputs(model, tokens: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Means over own tokens: the embedding's stream, and what each block's attention and MLP add, by hooks of its own."""
+    stack = BlockStack(model)
+    seen: dict[str, list[np.ndarray]] = {"start": [], "attention": [], "mlp": []}
+
+    def keep(name):
+        def hook(module, args, output):
+            value = output[0] if isinstance(output, tuple) else output
+            seen[name].append(value[0, 1:].mean(dim=0).numpy())
+
+        return hook
+
+    handles = [
+        stack.blocks[0].register_forward_pre_hook(lambda module, args: seen["start"].append(args[0][0, 1:].mean(dim=0).numpy()))
+    ]
+    for block in stack.blocks:
+        handles.append(find_output_projection(block).register_forward_hook(keep("attention")))
+        handles.append(block.mlp.register_forward_hook(keep("mlp")))
+    with torch.no_grad():
+        model(input_ids=torch.tensor([tokens]), use_cache=False)
+    for handle in handles:
+        handle.remove()
+    return seen["start"][0], np.stack(seen["attention"]), np.stack(seen["mlp"])
+
+
+@pytest.mark.parametrize("family", ADDITIVE)
+def test_heads_add_up_to_the_stream(family):
+    """Guards: weights read the wrong way round (Conv1D), heads cut at the wrong width (grouped queries), means over the first token."""
+    model = tiny_model(family)
+    stack = BlockStack(model)
+    tokens, _ = texts(6)
+    states = head_states(stack, tokens, TARGET)
+    for i, ids in enumerate(tokens):
+        start, attention, mlp = sublayer_outputs(model, ids)
+        for layer in range(stack.n_layers):
+            bias = getattr(find_output_projection(stack.blocks[layer]), "bias", None)
+            parts = np.einsum("hd,hdm->m", states.heads[i, layer], head_writes(stack)[layer].numpy())
+            np.testing.assert_allclose(parts + (0 if bias is None else bias.numpy()), attention[layer], rtol=1e-3, atol=1e-3)
+        total = start + attention[: TARGET + 1].sum(axis=0) + mlp[: TARGET + 1].sum(axis=0)
+        np.testing.assert_allclose(states.stream[i], total, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("family", ADDITIVE)
+def test_a_head_that_alone_writes_is_found_and_the_rest_have_no_effect(family):
+    """Guards: heads or layers that are exchanged in the table."""
+    model = tiny_model(family)
+    stack = BlockStack(model)
+    with torch.no_grad():
+        for layer, block in enumerate(stack.blocks):
+            weight = find_output_projection(block).weight
+            by_input = weight if type(find_output_projection(block)).__name__ == "Conv1D" else weight.T
+            kept = by_input[8:16].clone() * 4  # head 1 of width 8
+            by_input.zero_()
+            if layer == 1:
+                by_input[8:16] = kept
+    tokens, labels = texts()
+    states = head_states(stack, tokens, TARGET)
+    table = direct_effects(states, head_writes(stack), labels, "neutral", TARGET).set_index(["layer", "head"])
+    assert len(table) == 12 and table.loc[(1, 1), "rank"] == 1 and abs(table.loc[(1, 1), "direct_effect"]) > 0.01
+    assert not table.drop((1, 1))["direct_effect"].any()
+
+
+@pytest.mark.parametrize("family", ADDITIVE)
+def test_shares_of_everything_sum_to_one(family):
+    """Guards: shares of something other than the emotion's displacement at the target."""
+    model = tiny_model(family)
+    stack = BlockStack(model)
+    tokens, labels = texts(40)
+    states = head_states(stack, tokens, TARGET)
+    heads = direct_effects(states, head_writes(stack), labels, "neutral", TARGET, seed=3)
+    parts = np.zeros((40, stack.n_layers, 3, stack.d_model), np.float32)
+    for i, ids in enumerate(tokens):
+        start, parts[i, :, 0], parts[i, :, 1] = sublayer_outputs(model, ids)
+        parts[i, 0, 2] = start
+    as_they_are = [torch.eye(stack.d_model).expand(3, -1, -1)] * stack.n_layers
+    everything = direct_effects(HeadStates(parts, states.stream), as_they_are, labels, "neutral", TARGET, seed=3)
+    assert everything["direct_effect"].sum() == pytest.approx(1, abs=1e-4)
+    attention = everything[everything["head"] == 0].set_index("layer")["direct_effect"]
+    np.testing.assert_allclose(heads.groupby("layer")["direct_effect"].sum(), attention, atol=1e-4)
+    assert (heads["low"] <= heads["direct_effect"]).all() and (heads["direct_effect"] <= heads["high"]).all()
+    assert sorted(heads["rank"]) == list(range(1, 13))
+
+
+def test_direct_effects_are_held_out():
+    """Guards: a direction projected on the very texts it was fitted on, which finds an effect in noise."""
+    model = tiny_model("gpt2")
+    stack = BlockStack(model)
+    rng = np.random.default_rng(1)
+    tokens = [(0, *rng.integers(10, 250, 5).tolist()) for _ in range(60)]
+    states, found = head_states(stack, tokens, TARGET), []
+    for seed in range(20):
+        labels = rng.permutation(["joy"] * 30 + ["neutral"] * 30).tolist()
+        try:
+            found.append(direct_effects(states, head_writes(stack), labels, "neutral", TARGET, seed))
+        except UserError:
+            found.append(None)
+    assert sum(table is None for table in found) >= 4  # the held-out difference of noise is as often below zero as above
+
+
+def test_models_whose_heads_do_not_add_are_refused():
+    """Guards: shares of Gemma's heads, between which and the stream there is a norm."""
+    with pytest.raises(UserError, match="normalises what attention writes.*screen=all"):
+        head_writes(BlockStack(tiny_model("gemma3")))
+
+
+def test_no_hook_is_left():
+    """Guards: hooks that stay, and see or change every later run."""
+    model = tiny_model("gpt_neox")
+    stack = BlockStack(model)
+    tokens = torch.tensor([[0, 5, 6, 7]])
+    before = model(input_ids=tokens).logits
+    head_states(stack, [(0, 5, 6), (0, 9, 8, 7)], 3)
+    assert torch.equal(model(input_ids=tokens).logits, before)
+    assert not any(module._forward_pre_hooks or module._forward_hooks for module in model.modules())
+
+
+def small_effects() -> pd.DataFrame:
+    rows = [("joy", 0, 0, 0.1, 3), ("joy", 1, 0, -0.4, 1), ("joy", 2, 1, 0.2, 2), ("fear", 0, 0, 0.5, 1), ("fear", 2, 1, 0.1, 2)]
+    return pd.DataFrame(rows, columns=["emotion", "layer", "head", "direct_effect", "rank"])
+
+
+def test_candidates_are_the_largest_of_either_sign_in_the_chosen_layers():
+    """Guards: heads that write against the emotion left out, or layers that were not asked for."""
+    chosen = candidates(small_effects(), [1, 2], "top", 1)
+    assert chosen[["emotion", "layer", "head"]].to_numpy().tolist() == [["joy", 1, 0], ["fear", 2, 1]]
+    assert len(candidates(small_effects(), [0, 1, 2], "all", 1)) == 5
+
+
+@pytest.mark.parametrize(("operation", "expected"), [("zero", 0.0), ("mean", 1.0), ("patch", 5.0), ("restore", 1.0)])
+def test_what_is_put_in_a_heads_place(operation, expected):
+    """Guards: the emotion's mean where the reference's is due, and another emotion's in either."""
+    labels = ["joy"] * 3 + ["fear"] * 3 + ["neutral"] * 4
+    values = np.array([5.0] * 3 + [9.0] * 3 + [1.0] * 4, np.float32)
+    heads = np.broadcast_to(values[:, None, None, None], (10, 3, 2, 4)).copy()
+    heads[:, 2, 1] *= 2
+    found = replacements(HeadStates(heads, np.zeros((10, 6), np.float32)), labels, "neutral", operation)
+    np.testing.assert_allclose(found["joy"][1, 0], [expected] * 4)
+    np.testing.assert_allclose(found["joy"][2, 1], [2 * expected] * 4)
+    if operation == "patch":
+        np.testing.assert_allclose(found["fear"][0, 0], [9.0] * 4)
+
+
+def test_control_heads_are_other_heads_and_more_of_them_add_to_fewer():
+    """Guards: a head that is its own control, and a resumed sweep with more controls that repeats none of the first."""
+    grid = [(e, layer, head) for e in ("joy", "fear") for layer in range(3) for head in range(4)]
+    effects = pd.DataFrame(grid, columns=["emotion", "layer", "head"]).assign(rank=[*range(1, 13)] * 2)
+    config = replace(make_head_config("smoke", {"top": "2", "num_random": "3"}), layers=(0, 2))
+    conditions = list(head_conditions(config, effects))
+    chosen = {(c.emotion, c.layer, c.head) for c in conditions if c.kind == "emotion"}
+    controls = [(c.emotion, c.layer, c.head) for c in conditions if c.kind == "random"]
+    assert len(chosen) == 4 and len(controls) == 6 and len(set(controls)) == 6 and not chosen & set(controls)
+    assert {layer for _, layer, _ in controls} <= {0, 2} and [c.draw for c in conditions if c.kind == "random"] == [0, 1, 2] * 2
+    more = [(c.emotion, c.layer, c.head) for c in head_conditions(replace(config, num_random=50), effects) if c.kind == "random"]
+    assert more[:3] == controls[:3] and len(more) == 2 * (8 - 2), "no more heads than there are"
+    assert len({c.condition_id for c in conditions}) == len(conditions)
+
+
+def test_prompts_to_restore_are_not_those_that_means_are_of():
+    """Guards: an emotion's own texts continued with means that contain them."""
+    prompts = load_prompts(emotions=["gratitude", "anger"], max_samples=5)
+    found = emotions_to_continue(prompts, 30, seed=0)
+    assert not {p.text for p in found.fit} & {p.text for p in found.test}
+    assert Counter(p.emotion for p in found.test) == {"gratitude": 30, "anger": 30}
+    assert Counter(p.emotion for p in found.fit) == {"gratitude": 113, "anger": 113, "neutral": 225}
+    assert [p.text for p in emotions_to_continue(prompts, 5, seed=0).test[:5]] == [p.text for p in found.test[:5]]

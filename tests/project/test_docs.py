@@ -1,0 +1,94 @@
+"""The documentation: its example runs against a real server, its links lead somewhere, and it names what there is."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from servers import running_server
+from synthetic import synthetic_sweep
+
+from emo_mlflow.settings.sweep import make_config
+from emo_mlflow.settings.tables import ALIGN, HEADS, PARAMETERS, PROFILES, VECTORS
+from emo_mlflow.tracking.sweep_run import SweepRun
+
+DOCS = Path(__file__).parents[2] / "docs"
+PAGES = sorted(DOCS.glob("*.md"))
+BYTES_OF_A_PICTURE, BYTES_OF_ALL = 200_000, 3_000_000
+
+
+@pytest.mark.slow
+def test_the_example_reads_a_sweep_from_a_remote_server(tmp_path):
+    """Guards against code in the documentation that only works beside the files of the store."""
+    with running_server(tmp_path) as server:
+        result = synthetic_sweep("smollm2-135m", n_prompts=4, n_layers=3, n_random=2)
+        with SweepRun.open(result.config, tracking_uri=server.uri) as run:
+            run.log(result)
+        command = [sys.executable, str(DOCS / "examples" / "read_a_sweep.py"), server.uri, "smollm2-135m", "out"]
+        elsewhere = tmp_path / "elsewhere"
+        elsewhere.mkdir()
+        done = subprocess.run(command, cwd=elsewhere, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "1 sweeps of smollm2-135m" in done.stdout and "largest rise: +0." in done.stdout
+    made = {path.relative_to(elsewhere).as_posix() for path in elsewhere.rglob("*") if path.is_file()}
+    figures = {f"out/figures/{name}.png" for name in ("against_random", "layer_by_emotion", "effect_against_fluency")}
+    assert made == figures | {"out/report.html", "out/gratitude_by_layer.png"}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_links_and_pictures_are_there(page):
+    """Strict mkdocs says so too, where it is installed."""
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.S)
+    for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", text):
+        assert "://" in target or (DOCS / target).is_file(), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_parameters_in_commands_are_known(page):
+    """A command in a document that nothing checks outlives the parameter that it names."""
+    for command in re.findall(r"^mlflow run \. (?!.*-e ).*$", page.read_text(encoding="utf-8"), flags=re.M):
+        given = dict(re.findall(r"-P (\w+)=(\S+)", command))
+        assert set(given) <= {*PARAMETERS, "profile"}, command
+        assert make_config(given.pop("profile", "smoke"), {k: v for k, v in given.items() if v != "RUN_ID"})
+
+
+def test_every_page_is_in_the_navigation():
+    """A page that nothing leads to is not read."""
+    listed = set(re.findall(r"[\w-]+\.md", yaml.safe_dump(_configuration()["nav"])))
+    assert listed == {page.name for page in PAGES}
+
+
+@pytest.mark.parametrize(("name", "parameters"), {"parameters": PARAMETERS, "heads": HEADS, "vectors": VECTORS, "align": ALIGN}.items())
+def test_the_tables_of_parameters_have_them_all(name, parameters):
+    """They are generated when the documentation is built; here by the same function."""
+    pytest.importorskip("latex2mathml", reason="the extra docs is not installed")
+    sys.path.insert(0, str(DOCS / "site"))
+    try:
+        import hooks
+    finally:
+        sys.path.pop(0)
+    table = hooks.on_page_markdown((DOCS / f"{name}.md").read_text(encoding="utf-8")).split("| parameter |")[1].splitlines()
+    assert [row.split("`")[1] for row in table if row.startswith("| `")] == list(parameters)
+    assert all(profile in table[0] for profile in PROFILES) == (name in ("parameters", "heads"))
+
+
+def test_nothing_is_fetched_when_a_page_is_read():
+    """No fonts and no scripts from elsewhere: the documentation is read where there is no network."""
+    configuration = _configuration()
+    assert configuration["theme"]["font"] is False and "offline" not in configuration["plugins"]  # which loads a script from elsewhere
+    own = [*configuration.get("extra_css", []), *configuration.get("extra_javascript", [])]
+    assert all((DOCS / name).is_file() for name in own)
+
+
+def test_pictures_stay_small():
+    """The history of a repository keeps every version of every picture."""
+    sizes = {path.name: path.stat().st_size for path in (DOCS / "images").iterdir()}
+    assert max(sizes.values()) <= BYTES_OF_A_PICTURE and sum(sizes.values()) <= BYTES_OF_ALL, sizes
+
+
+def _configuration() -> dict:
+    return yaml.safe_load((DOCS / "site" / "mkdocs.yml").read_text(encoding="utf-8"))

@@ -1,0 +1,65 @@
+"""Packs of random rows on tiny models, and how what they decode to is held to the definition."""
+
+from __future__ import annotations
+
+import numpy as np
+from reference import reference_tokens
+from tiny_models import tiny_model
+
+from emo_mlflow.models.blocks import BlockStack
+from emo_mlflow.settings.schedules import schedule_factors
+from emo_mlflow.steering.decoding import Decoding, PackDecoder
+from emo_mlflow.steering.edits import Patch
+from emo_mlflow.steering.packing import Row, plan_packs
+from emo_mlflow.types import Cell
+
+TIE = 1e-4
+EOS = (5, 6, 7)
+N_LAYERS, D_MODEL, VOCABULARY = 4, 32, 97
+_stacks: dict[str, BlockStack] = {}
+
+
+def stack_of(family: str) -> BlockStack:
+    if family not in _stacks:
+        _stacks[family] = BlockStack(tiny_model(family, seed=0, n_layers=N_LAYERS, d_model=D_MODEL))
+    return _stacks[family]
+
+
+def random_rows(rng: np.random.Generator, n: int, scope: str, window: int | None, schedule: str, n_steps: int) -> list[Row]:
+    """Rows of all operations, vectors and subspaces, at all boundaries, with prompts of many lengths, baselines between."""
+    rows = []
+    for i in range(n):
+        prompt = tuple(int(token) for token in rng.integers(8, VOCABULARY, rng.integers(2, 13)))
+        patch = None
+        if rng.random() > 0.15:
+            operation = rng.choice(["add", "add subspace", "project_out", "clamp"])
+            rank = int(rng.integers(1, 4))
+            basis = np.linalg.qr(rng.normal(size=(D_MODEL, rank)))[0].T.astype(np.float32)
+            shift = (rng.normal(size=D_MODEL) * 6).astype(np.float32)
+            if operation in ("add subspace", "clamp"):
+                shift = (rng.normal(size=rank) * 30 @ basis).astype(np.float32)
+            if operation == "project_out":
+                shift = np.zeros(D_MODEL, np.float32)
+            alphas = (rng.normal() * 2 * schedule_factors(schedule, n_steps)).astype(np.float32)
+            edits = None if operation.startswith("add") else basis
+            patch = Patch(int(rng.integers(0, N_LAYERS + 1)), scope, window, shift, edits, alphas)
+        rows.append(Row(Cell(f"c{i}", f"p{len(prompt)}", 0), prompt, patch))
+    return rows
+
+
+def run_packed(stack: BlockStack, rows: list[Row], decoding: Decoding, batch_size: int = 64) -> dict[str, tuple[int, ...]]:
+    """Tokens by condition, decoded in packs."""
+    found = {}
+    for pack in plan_packs(rows, batch_size):
+        for decoded in PackDecoder(stack, pack, decoding).run():
+            found[decoded.row.cell.condition_id] = decoded.tokens
+    return found
+
+
+def assert_same_or_tied(stack: BlockStack, row: Row, tokens: tuple[int, ...], decoding: Decoding) -> None:
+    """Equal to the definition, or else the first difference is where the two largest logits are closer than TIE."""
+    expected, gaps = reference_tokens(stack.model, row, decoding)
+    if list(tokens) != expected:
+        pairs = zip([*tokens, -1], [*expected, -1], strict=False)
+        first = next(i for i, (ours, theirs) in enumerate(pairs) if ours != theirs)
+        assert gaps[first] < TIE, (row, tokens, expected, gaps[first])

@@ -1,0 +1,83 @@
+"""The definition of a steered generation: no cache, one row, the whole text again at every step."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from emo_mlflow.models.families import find_blocks, find_output_projection
+from emo_mlflow.steering.decoding import Decoding
+from emo_mlflow.steering.edits import HeadPatch, Patch
+from emo_mlflow.steering.packing import Row
+
+
+def reference_positions(scope: str, window: int | None, prompt_length: int, step: int) -> list[tuple[int, int]]:
+    """(position, step whose alpha holds there) of everything that is edited in the forward pass of a step."""
+    end = prompt_length + step
+    if scope == "window":
+        return [(prompt_length - 1, 0)] if step == 0 else [(j, step) for j in range(max(prompt_length, end - (window or 0)), end)]
+    first = prompt_length - 1 if scope == "generated" else 0
+    return [(j, max(0, j - prompt_length + 1)) for j in range(first, end)]
+
+
+@torch.no_grad()
+def reference_logits(model: PreTrainedModel, row: Row, generated: list[int], step: int) -> Tensor:
+    """float32 logits of the token that step `step` chooses, [vocabulary]."""
+    tokens = torch.tensor([[*row.tokens, *generated]])
+    patch = row.patch
+    blocks = find_blocks(model)
+    positions = [] if patch is None else reference_positions(patch.scope, patch.window, len(row.tokens), step)
+
+    def replace_head(module, args):
+        assert isinstance(patch, HeadPatch)
+        mixed, width = args[0].clone(), len(patch.replacement)
+        for position, _ in positions:
+            mixed[0, position, patch.head * width : (patch.head + 1) * width] = torch.from_numpy(patch.replacement)
+        return (mixed, *args[1:])
+
+    def edit(hidden: Tensor) -> Tensor:
+        hidden = hidden.clone()
+        assert isinstance(patch, Patch)
+        for position, alpha_step in positions:
+            h = hidden[0, position].clone()
+            if patch.basis is not None:
+                basis = torch.from_numpy(patch.basis)
+                h = h - basis.T @ (basis @ h)
+            hidden[0, position] = h + float(patch.alpha_by_step[alpha_step]) * torch.from_numpy(patch.shift)
+        return hidden
+
+    def before(module, args):
+        return (edit(args[0]), *args[1:])
+
+    def after(module, args, output):
+        return (edit(output[0]), *output[1:]) if isinstance(output, tuple) else edit(output)
+
+    handles = []
+    if isinstance(patch, HeadPatch):
+        handles.append(find_output_projection(blocks[patch.boundary]).register_forward_pre_hook(replace_head))
+    elif patch is not None:
+        last = patch.boundary == len(blocks)
+        handles.append(blocks[-1].register_forward_hook(after) if last else blocks[patch.boundary].register_forward_pre_hook(before))
+    try:
+        return model(input_ids=tokens, use_cache=False).logits[0, -1].float()
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def reference_tokens(model: PreTrainedModel, row: Row, decoding: Decoding) -> tuple[list[int], list[float]]:
+    """The greedy tokens (without the end-of-sequence token), and at each step the gap between the two largest logits."""
+    generated: list[int] = []
+    gaps: list[float] = []
+    for step in range(decoding.n_steps):
+        logits = reference_logits(model, row, generated, step)
+        if step < decoding.min_new_tokens:
+            logits[list(decoding.eos_ids)] = -torch.inf
+        best = logits.topk(2).values
+        gaps.append(float(best[0] - best[1]))
+        token = int(logits.argmax())
+        if token in decoding.eos_ids:
+            break
+        generated.append(token)
+    return generated, gaps

@@ -1,0 +1,159 @@
+"""Sweeps made of random numbers with planted effects, in the tables that real ones have; no model, no scorer."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+
+import numpy as np
+import pandas as pd
+
+from emo_mlflow.comparison import Source
+from emo_mlflow.settings.sweep import make_config
+from emo_mlflow.statistics.effects import condition_effects
+from emo_mlflow.sweep.results import KEYS, SweepResult
+from emo_mlflow.types import Condition, Direction, Prompt, digest
+
+METRICS = (
+    "sentiment.negative",
+    "sentiment.positive",
+    "politeness.polite",
+    "goemotions.anger",
+    "goemotions.gratitude",
+    "goemotions.joy",
+    "goemotions.remorse",
+)
+TARGETS = {"gratitude": "goemotions.gratitude", "anger": "goemotions.anger", "apology": "goemotions.remorse"}
+
+
+def synthetic_sweep(
+    model: str = "model-a",
+    *,
+    n_prompts: int = 12,
+    n_layers: int = 6,
+    layers: Sequence[int] | None = None,
+    alphas: Sequence[float] = (1.0, 2.0),
+    emotions: Sequence[str] = ("gratitude", "anger", "apology"),
+    n_random: int = 5,
+    samples: int = 1,
+    scope: str = "generated",
+    effect: float = 0.3,
+    settings: Mapping[str, str] | None = None,
+    seed: int = 0,
+) -> SweepResult:
+    """A finished sweep whose directions raise their own label, most in the middle layer, and break text at |alpha| >= 4.
+
+    At the middle layer and alpha 1 the target rises by `effect` on average; random directions by nothing. The prompts are the
+    same for every model and seed.
+    """
+    rng = np.random.default_rng([seed, len(model), *model.encode()])
+    config = make_config(
+        "seed",
+        {
+            "model": model,
+            "emotions": ",".join(emotions),
+            "alphas": ",".join(map(str, alphas)),
+            "num_random": str(n_random),
+            "samples_per_prompt": str(samples),
+            "temperature": "1" if samples > 1 else "0",
+            "max_samples": str(n_prompts),
+            "scope": scope,
+            **(settings or {}),
+        },
+    )
+    config = replace(config, layers=tuple(layers if layers is not None else range(n_layers)), emotions=tuple(emotions))
+    prompts = [Prompt(f"The {i}th train leaves at noon", "neutral", "test") for i in range(n_prompts)]
+    prompt_table = pd.DataFrame(
+        [(p.prompt_id, p.emotion, p.text) for p in prompts], columns=["prompt_id", "emotion", "text"]
+    )
+    conditions = list(_conditions(config.layers, alphas, emotions, n_random, scope))
+    scores, completions = _cells(rng, conditions, prompts, samples, n_layers, effect)
+    table = pd.DataFrame(
+        [{**asdict(c), "condition_id": c.condition_id, "n_patched": 10 * n_prompts} for c in conditions]
+    )
+    columns = ["condition_id", "kind", "emotion", "layer", "head", "alpha", "draw", "scope", "patch_window", "n_patched"]
+    table = table[columns].astype({"layer": "Int64", "head": "Int64", "alpha": "Float64", "draw": "Int64", "patch_window": "Int64"})
+    fluency = completions[[*KEYS, "nll", "distinct_2"]].rename(
+        columns={"nll": "fluency.nll", "distinct_2": "fluency.distinct_2"}
+    )
+    return SweepResult(
+        config=config,
+        facts={
+            "n_layers": n_layers,
+            "d_model": 8,
+            "model_fingerprint": digest(model),
+            "scorer_fingerprints": {"embedded": "5" * 16},
+            "reference": "neutral",
+            "device": "cpu",
+            "fit_hash": "f" * 16,
+            "prompt_source": "builtin",
+            "prompt_split": "roles of builtin",
+            "n_cells": len(completions),
+            "versions": {"emo_mlflow": "0"},
+            "residual_norms": "[1.0]",
+        },
+        prompts=prompt_table,
+        fit_prompts=prompt_table.iloc[:0],
+        directions={name: Direction(name, "resid_pre", np.ones((n_layers, 8), np.float32)) for name in emotions},
+        conditions=table,
+        completions=completions,
+        scores=scores,
+        effects=condition_effects(scores.merge(fluency, on=KEYS), table),
+        metrics={"cells_per_second": 10.0, "seconds.generation": 1.0, "seconds.scoring": 0.1, "failed_cells": 0.0},
+    )
+
+
+def as_source(sweep: SweepResult, run_id: str | None = None) -> Source:
+    """A sweep as a comparison reads it."""
+    return Source(
+        run_id=run_id or digest([sweep.config.model, sweep.config.scope, sweep.config.seed], 32),
+        label=sweep.config.model,
+        config=asdict(sweep.config),
+        facts=sweep.facts,
+        prompts=sweep.prompts,
+        conditions=sweep.conditions,
+        completions=sweep.completions,
+        scores=sweep.scores,
+        seconds=61.5,
+    )
+
+
+def _conditions(layers, alphas, emotions, n_random, scope):  # type: ignore[no-untyped-def]
+    yield Condition("baseline")
+    window = 3 if scope == "window" else None
+    for emotion, alpha, layer in itertools.product(emotions, alphas, layers):
+        own = Condition("emotion", emotion, layer, alpha, scope=scope, patch_window=window)
+        yield own
+        for draw in range(n_random):
+            yield replace(own, kind="random", draw=draw, seed=0)
+
+
+def _cells(rng, conditions, prompts, samples, n_layers, effect):  # type: ignore[no-untyped-def]
+    """Scores and completions: every prompt has its own level, every random direction its own small effect."""
+    shape = (len(prompts), samples, len(METRICS))
+    level = rng.uniform(0.02, 0.3, size=(len(prompts), 1, len(METRICS)))
+    base = level + rng.normal(0, 0.01, size=shape)
+    rows, texts = [], []
+    for condition in conditions:
+        values, nll, distinct = base.copy(), rng.normal(2.0, 0.2, shape[:2]), np.full(shape[:2], 0.95)
+        text = "and everyone gets on in time."
+        if condition.kind == "random":
+            values += rng.normal(0, 0.015, size=len(METRICS)) + rng.normal(0, 0.02, size=shape)
+        elif condition.kind == "emotion":
+            peak = max(0.0, 1 - abs(condition.layer - n_layers / 2) / (n_layers / 2))
+            strength = np.tanh(condition.alpha) / np.tanh(1.0) * peak
+            values += rng.normal(0, 0.02, size=shape)
+            values[..., METRICS.index(TARGETS.get(condition.emotion, "goemotions.joy"))] += (
+                effect * strength * rng.uniform(0.5, 1.5, size=shape[:2])
+            )
+            values[..., METRICS.index("sentiment.positive")] += 0.2 * effect * strength
+            nll += 0.15 * condition.alpha**2
+            distinct -= 0.5 * (abs(condition.alpha) >= 4)
+            text = f"and I <b>feel</b> {condition.emotion} | so much at layer {condition.layer}."
+        for p, prompt in enumerate(prompts):
+            for s in range(samples):
+                rows.append((condition.condition_id, prompt.prompt_id, s, *values[p, s]))
+                texts.append((condition.condition_id, prompt.prompt_id, s, text, 20, nll[p, s], distinct[p, s], None))
+    scores = pd.DataFrame(rows, columns=[*KEYS, *METRICS]).astype(dict.fromkeys(METRICS, np.float32))
+    return scores, pd.DataFrame(texts, columns=[*KEYS, "completion", "n_tokens", "nll", "distinct_2", "failure"])
