@@ -1,7 +1,7 @@
 """Random parameters for every command, and damaged files for every reader: the answer is a result or one clear line.
 
 A few cases each here; many with EMO_MLFLOW_FUZZ=2000 in the environment (cases per reader, and a tenth of that per command). What was found
-this way has a test of its own in test_fuzz_findings.py, or beside the module that it was in.
+this way has a test of its own in test_findings.py, or beside the module that it was in.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tiny_scorers import seal, write_scorer
 
 from emo_mlflow.commands.sweep import _completion
 from emo_mlflow.comparison import Source, compare_sweeps
-from emo_mlflow.directions import fitting as directions
+from emo_mlflow.directions import files as directions
 from emo_mlflow.errors import UserError
 from emo_mlflow.interchange import vector_files
 from emo_mlflow.interchange.first_system import export_legacy

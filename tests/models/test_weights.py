@@ -80,7 +80,7 @@ def test_digest_sees_one_changed_number(tmp_path):
 @given(start=st.integers(0, 10**9), size=st.integers(0, 10**7))
 def test_samples_stay_inside_their_tensor(start, size):
     """The sampled digest reads a tensor's own bytes, its first and its last among them."""
-    spans = weights._samples(weights.Tensor(Path(), "F32", (), start, start + size))
+    spans = weights._samples(weights.StoredTensor(Path(), "F32", (), start, start + size))
     assert all(start <= first <= last <= start + size for first, last in spans)
     assert spans[0][0] == start and spans[-1][1] == start + size
 

@@ -59,7 +59,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "click": ("emo_mlflow.cli",),
     "ray": ("emo_mlflow.cluster",),
 }
-OF_STATISTICS = {"numpy", "pandas", "scipy", "statsmodels"}
+OF_STATISTICS = {"numpy", "pandas", "scipy", "statsmodels", "threadpoolctl"}
 HEAVY = ("ray", "torch", "transformers", "mlflow", "pandas", "onnxruntime", "scipy", "matplotlib", "numpy")
 
 
@@ -164,8 +164,8 @@ def test_imports_go_one_way(name):
 
 
 def test_no_two_modules_differ_by_an_ending():
-    """`align`, `aligner` and `alignment` are one name for three things. Commands have the names that people type."""
-    named_by_users = f"{PACKAGE}.commands."
+    """`align`, `aligner` and `alignment` are one name for three things. Commands and their settings have the names that people type."""
+    named_by_users = (f"{PACKAGE}.commands.", f"{PACKAGE}.settings.")
     names = sorted({part for name in module_files() if not name.startswith(named_by_users) for part in name.split(".")[1:]})
     pairs = [(a, b) for a, b in itertools.pairwise(names) if b.startswith(a) and not b.startswith(f"{a}_")]
     assert not pairs

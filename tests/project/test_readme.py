@@ -41,12 +41,18 @@ def test_the_parameters_of_the_examples_are_known():
         assert f"`{profile}`" in README
 
 
-def test_the_files_and_pictures_exist():
+def test_the_pictures_exist():
     for path in re.findall(r"!\[.*?\]\((.*?)\)", README):
         assert (ROOT / path).is_file(), path
+
+
+def test_the_map_is_the_tree():
+    """Both ways: a package that the map omits is not found, and one that is gone is looked for."""
     listing = README.split("```text\nemo_mlflow/\n")[1].split("```")[0]
-    for name in re.findall(r"\b[a-z_]+\.py\b", listing):
-        assert (ROOT / "emo_mlflow" / name).is_file(), name
+    mapped = {word for line in listing.splitlines() if line.startswith("  ") for word in re.findall(r"\S+", line.split("  ")[1])}
+    package = ROOT / "emo_mlflow"
+    folders = {f"{path.parent.name}/" for path in package.glob("*/__init__.py")}
+    assert mapped == folders | {path.name for path in package.glob("*.py")} - {"__init__.py"}
 
 
 @pytest.mark.parametrize(

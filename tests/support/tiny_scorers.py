@@ -9,6 +9,7 @@ import onnx
 from onnx import TensorProto, helper
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from emo_mlflow.common.files import sha256
 from emo_mlflow.scoring import cards
 from emo_mlflow.scoring.cards import CARD, GRAPH, TOKENIZER, Card, Head
 
@@ -55,6 +56,6 @@ def write_scorer(folder: Path, heads: tuple[Head, ...] = HEADS, name: str = "tin
 
 def seal(folder: Path, card: Card) -> Path:
     """Writes the card with the hashes of what is in the folder."""
-    hashes = {n: cards.sha256(folder / n) for n in (GRAPH, TOKENIZER)}
+    hashes = {n: sha256(folder / n) for n in (GRAPH, TOKENIZER)}
     (folder / CARD).write_text(cards.dump_card(replace(card, files=hashes)), encoding="utf-8")
     return folder
