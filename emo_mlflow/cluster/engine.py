@@ -1,4 +1,4 @@
-"""A sweep on many machines: the stages of stages.py as actors of Ray Data, streamed from one to the next and back to this process.
+"""A sweep on many machines: the stages of sweep/stages.py as actors of Ray Data, streamed from one to the next and back to this process.
 
 A row of the first data set is a pack as the engine of one process cuts it, so that a pack is what an actor does at a time, what is repeated
 if the actor dies, and what a text's numbers are computed beside, here as there. Ray is imported where it is used: nobody else needs it.

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
+import pytest
 
 STORE_BYTES = 100 * 2**20
 PATIENCE = 240.0  # two cores that others use too
@@ -28,21 +29,36 @@ def two_nodes(dashboard: bool = False) -> Iterator[tuple[str, str]]:
 
     before = {process.pid for process in psutil.Process().children(recursive=True)}
     port = _free_port()
-    folder = tempfile.mkdtemp(prefix="emo-ray-", dir="/tmp")  # pytest's own folders make too long names for sockets
     node = {"num_cpus": 1, "object_store_memory": STORE_BYTES}
-    options = {"include_dashboard": dashboard, "dashboard_port": port, "dashboard_host": "127.0.0.1", "temp_dir": folder}
-    cluster = Cluster(initialize_head=True, head_node_args={**node, **options})
-    try:
-        cluster.add_node(**node)
-        yield cluster.address, f"http://127.0.0.1:{port}"
-    finally:
-        cluster.shutdown()
-        left = [process for process in psutil.Process().children(recursive=True) if process.pid not in before]
-        _, alive = psutil.wait_procs(left, timeout=30)
-        for process in alive:
-            process.kill()
-        shutil.rmtree(folder, ignore_errors=True)
+    options = {"include_dashboard": dashboard, "dashboard_port": port, "dashboard_host": "127.0.0.1"}
+    with _folder_of_ray():
+        cluster = Cluster(initialize_head=True, head_node_args={**node, **options})
+        try:
+            cluster.add_node(**node)
+            yield cluster.address, f"http://127.0.0.1:{port}"
+        finally:
+            cluster.shutdown()
+            left = [process for process in psutil.Process().children(recursive=True) if process.pid not in before]
+            _, alive = psutil.wait_procs(left, timeout=30)
+            for process in alive:
+                process.kill()
     assert not alive, [process.cmdline() for process in alive]
+
+
+@contextmanager
+def _folder_of_ray() -> Iterator[None]:
+    """A default folder of Ray's own for this process and its children, gone at the end.
+
+    `Cluster` writes its address into the default folder, whatever folder its nodes have: one that may not exist yet, or hold
+    the address of a cluster that somebody works with.
+    """
+    folder = tempfile.mkdtemp(prefix="emo-ray-", dir="/tmp")  # pytest's own folders make too long names for sockets
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("RAY_TMPDIR", folder)
+            yield
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def environment(folder: Path) -> dict[str, str]:
