@@ -201,3 +201,10 @@ def test_help_is_worth_reading():
     for name in PARAMETERS:
         assert f"--{name.replace('_', '-')}" in text
     assert "smoke: all/6" in text and invoke("--version").exit_code == 0
+
+
+def test_arguments_that_are_no_text_are_refused(tmp_path):
+    """Guards: bytes that are no UTF-8 on the command line, which fail hours later, where the report is written."""
+    command = [sys.executable, "-m", "emo_mlflow.cli.main", "sweep", "--model", b"caf\xe9"]
+    done = subprocess.run(command, capture_output=True, cwd=tmp_path, check=False)
+    assert done.returncode == 2 and b"UTF-8" in done.stderr and b"Traceback" not in done.stderr

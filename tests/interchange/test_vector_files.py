@@ -223,3 +223,9 @@ def test_damaged_bytes_never_crash(tmp_path: Path, seed, how, suffix):
         except UserError:
             return
     load_directions(tmp_path / "out.safetensors")
+
+
+def test_imported_directions_get_no_path_for_a_name(tmp_path):
+    save_file({"layer.0": np.ones(4, np.float32)}, str(tmp_path / "v.safetensors"))
+    with pytest.raises(UserError, match="not a name"):
+        import_vectors(ImportSettings(tmp_path / "v.safetensors", tmp_path / "o.safetensors", emotion="../x"))

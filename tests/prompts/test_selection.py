@@ -261,3 +261,11 @@ def test_unknown_emotions_list_the_known_ones():
         load_prompts(emotions=["neutral"], max_samples=5)
     with pytest.raises(UserError, match="max_samples=0"):
         load_prompts(max_samples=0)
+
+
+@pytest.mark.parametrize("name", ["../x", "a\nb", "<script>", "=cmd", "x" * 300])
+def test_emotions_with_odd_names_are_refused_before_a_sweep(name, tmp_path):
+    """Guards: hours of work that MLflow then does not log, since the emotion's name makes no metric."""
+    (tmp_path / "d.jsonl").write_text(json.dumps({"text": "a", "emotion": name}), encoding="utf-8")
+    with pytest.raises(UserError, match="emotion"):
+        load_prompts(str(tmp_path / "d.jsonl"), max_samples=1)
