@@ -1,4 +1,4 @@
-"""Commands of `emo-mlflow` that make files for other tools, and scorers: options to work, as in cli.py."""
+"""Commands of `emo-mlflow` that make files for other tools, and scorers: options to work, as in main.py."""
 
 from __future__ import annotations
 

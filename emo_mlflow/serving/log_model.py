@@ -214,7 +214,7 @@ def _log(folder: Path, settings: Settings, example: list[str], register: str | N
         held.write_text("\n".join(constraints) + "\n", encoding="utf-8")
         return mlflow.pyfunc.log_model(
             name="steered-" + re.sub(r"[^\w-]", "_", str(settings.condition.emotion)),
-            python_model=str(Path(__file__).with_name("steered_code.py")),
+            python_model=str(Path(__file__).with_name("model_code.py")),
             artifacts={ARTIFACT: str(folder)},
             signature=signature_of(settings),
             input_example=example,

@@ -1,6 +1,6 @@
 """One pack of rows, decoded step by step, each row under its own intervention.
 
-The definition is the forward pass without a cache (steering.py). What makes it cheap: a prompt is run once for all its rows; below
+The definition is the forward pass without a cache (edits.py). What makes it cheap: a prompt is run once for all its rows; below
 the edited boundary a row needs one token a step; above it, only positions whose keys and values became stale are run again; and the
 likelihood under the unpatched model starts from the clean stream at the boundary, which decoding has computed.
 """
