@@ -16,7 +16,6 @@ import mlflow
 import numpy as np
 import pandas as pd
 from mlflow import MlflowClient
-from mlflow.artifacts import download_artifacts
 from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
@@ -32,7 +31,7 @@ from emo_mlflow.serving.condition_choice import Choice, Wanted, choose, measured
 from emo_mlflow.serving.steered_model import ARTIFACT, RECORDED, GenerationDefaults, Settings, save_steered
 from emo_mlflow.tracking.lifecycle import KIND, run_context
 from emo_mlflow.tracking.reading import Sweep, load_sweep
-from emo_mlflow.tracking.store import check_store, shown
+from emo_mlflow.tracking.store import check_store, fetch, shown
 from emo_mlflow.types import Say
 
 SWEEP = "emo.sweep"
@@ -175,7 +174,7 @@ def _compared_sweep(comparison: str, run_id: str | None, client: MlflowClient) -
 
 def _recommendations(comparison: str, tracking_uri: str | None) -> pd.DataFrame:
     try:
-        path = download_artifacts(run_id=comparison, artifact_path="recommendations.csv", tracking_uri=tracking_uri)
+        path = fetch(comparison, "recommendations.csv", tracking_uri)
     except (MlflowException, OSError) as error:
         raise UserError(f"comparison {comparison} has no recommendations: {str(error).splitlines()[0]}") from None
     return pd.read_csv(path)

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from mlflow import MlflowClient
-from mlflow.artifacts import download_artifacts
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
@@ -19,23 +16,11 @@ from emo_mlflow.directions.files import load_directions
 from emo_mlflow.errors import UserError
 from emo_mlflow.sweep.files import read_config_file, read_table
 from emo_mlflow.tracking.lifecycle import KIND
+from emo_mlflow.tracking.store import fetch
 from emo_mlflow.types import Direction
 
 PHASES = {"residual": "sweep", "head": "heads"}  # of a study, and the kind of run that each leaves
 OVERLAP = "overlap.parquet"
-PROGRESS_BAR = "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"
-
-
-@contextmanager
-def _without_progress_bar() -> Iterator[None]:
-    """Reading a table is no download to watch; what the user has set stays."""
-    before = os.environ.get(PROGRESS_BAR)
-    os.environ.setdefault(PROGRESS_BAR, "false")
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[PROGRESS_BAR]
 
 
 class Sweep:
@@ -58,8 +43,7 @@ class Sweep:
 
     def _fetch(self, name: str) -> Path:
         try:
-            with _without_progress_bar():
-                return Path(download_artifacts(run_id=self.run_id, artifact_path=name, tracking_uri=self._tracking_uri))
+            return fetch(self.run_id, name, self._tracking_uri)
         except (MlflowException, OSError) as error:
             raise UserError(f"run {self.run_id} has no artifact {name}: {str(error).splitlines()[0]}") from None
 
@@ -207,8 +191,7 @@ def load_compared(ids: Sequence[str], tracking_uri: str | None) -> tuple[list[Sw
     sweeps, alignments = [], []
     for run_id in ids:
         if _is_alignment(client, run_id):
-            path = download_artifacts(run_id=run_id, artifact_path=OVERLAP, tracking_uri=tracking_uri)
-            alignments.append(pd.read_parquet(path))
+            alignments.append(pd.read_parquet(fetch(run_id, OVERLAP, tracking_uri)))
         else:
             sweeps.append(load_sweep(run_id, tracking_uri))
     return sweeps, alignments

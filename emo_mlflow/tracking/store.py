@@ -10,10 +10,12 @@ from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
 from mlflow import MlflowClient, get_tracking_uri
+from mlflow.artifacts import download_artifacts
 
 from emo_mlflow.errors import UserError
 
 SQLITE = "sqlite:///"
+PROGRESS_BAR = "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"
 
 
 def check_store(tracking_uri: str | None) -> None:
@@ -33,6 +35,21 @@ def check_store(tracking_uri: str | None) -> None:
         raise UserError(
             f"the tracking server {shown(uri)} does not answer ({reason}): start it, correct --tracking-uri, or leave it out to log to ./mlflow.db"
         ) from None
+
+
+def fetch(run_id: str, name: str, tracking_uri: str | None) -> Path:
+    """An artifact of a run as a local file. Without MLflow's progress bar, unless the user has set that: a table is no download to watch.
+
+    Raises:
+        MlflowException, OSError: if the run, or the artifact, is not there.
+    """
+    unset = PROGRESS_BAR not in os.environ
+    os.environ.setdefault(PROGRESS_BAR, "false")
+    try:
+        return Path(download_artifacts(run_id=run_id, artifact_path=name, tracking_uri=tracking_uri))
+    finally:
+        if unset:
+            os.environ.pop(PROGRESS_BAR, None)
 
 
 def lasting_store(uri: str) -> str:

@@ -11,7 +11,6 @@ from pathlib import Path
 from types import TracebackType
 
 from mlflow import MlflowClient
-from mlflow.artifacts import download_artifacts
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
@@ -21,7 +20,7 @@ from emo_mlflow.sweep.results import SweepResult
 from emo_mlflow.tracking.lifecycle import end_run, open_run, run_of_project
 from emo_mlflow.tracking.record import Record, Values, plan_children, read_record, sweep_params, write_record
 from emo_mlflow.tracking.retries import PARTING_SECONDS, PATIENCE, Background, Retry, own_retries, reason_of
-from emo_mlflow.tracking.store import shown
+from emo_mlflow.tracking.store import fetch, shown
 from emo_mlflow.tracking.upload import Upload
 from emo_mlflow.types import Condition, Say
 
@@ -42,9 +41,7 @@ def fetch_directions(source: str, tracking_uri: str | None) -> Path:
     if Path(source).is_file():
         return Path(source)
     try:
-        return Path(
-            download_artifacts(run_id=source, artifact_path="directions.safetensors", tracking_uri=tracking_uri)
-        )
+        return fetch(source, "directions.safetensors", tracking_uri)
     except (MlflowException, OSError) as error:
         raise UserError(
             f"directions={source!r} is neither a file nor a run that has directions.safetensors ({str(error).splitlines()[0]})"

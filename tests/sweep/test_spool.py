@@ -92,7 +92,7 @@ def test_a_file_that_was_never_written_to_is_begun(tmp_path):
 def test_the_folder_is_synced_when_the_file_is_new(tmp_path, monkeypatch):
     """After a power cut a synced file can still be missing from its folder."""
     synced = []
-    monkeypatch.setattr("emo_mlflow.common.files.sync_folder", synced.append)
+    monkeypatch.setattr("emo_mlflow.sweep.spool.sync_folder", synced.append)
     spool = filled(tmp_path / "spool" / "run")
     assert synced == [tmp_path / "spool" / "run", tmp_path / "spool"]
     spool.append([1])
