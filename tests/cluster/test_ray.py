@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -206,7 +207,13 @@ def silent_server():
 @pytest.mark.parametrize("listening", [True, False])
 def test_a_cluster_that_does_not_answer_is_an_error_in_time(listening, monkeypatch):
     """Ray itself tries for two minutes, also where something else listens, such as its own dashboard's port."""
+    import ray.job_submission  # noqa: F401 - what is timed is the answer
+
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    for name in ("connection", "backend"):
+        module = import_module(f"emo_mlflow.cluster.{name}")
+        assert module.CONNECT_SECONDS < 10
+        monkeypatch.setattr(module, "CONNECT_SECONDS", 0.5)
     with silent_server() as port:
         port = port if listening else 9
         for ask, error, word in (
