@@ -1,6 +1,7 @@
-# make sweep   a small sweep of a real model, end to end        make test   what CI runs
-# make ui      look at the results                             make lint   ruff and mypy alone
-# make dist    a wheel and an sdist in dist/                    make docs    the documentation, in build/docs
+# make sweep      a small sweep of a real model, end to end       make test       ruff, mypy and the tests, in a few minutes
+# make ui         look at the results                            make test-slow  the longer tests: Ray, kills, a browser, fuzzing
+# make dist       a wheel and an sdist in dist/                   make lint       ruff and mypy alone
+# make docs       the documentation, in build/docs
 # Everything is installed once into $(VENV), at the versions in constraints.txt.
 
 VENV ?= .venv
@@ -14,7 +15,9 @@ MLFLOW_TRACKING_URI ?= sqlite:///mlflow.db
 BIN := $(abspath $(VENV))/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup sweep test lint ui dist docs
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --durations 10
+
+.PHONY: setup sweep test test-slow lint ui dist docs
 
 setup: $(STAMP)
 
@@ -28,7 +31,16 @@ sweep: $(STAMP)
 		mlflow run . --env-manager local -P model=$(MODEL) -P profile=$(PROFILE)
 
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
+	$(PYTEST)
+
+# A page in a browser needs Chromium, and is skipped where there is none.
+test-slow: $(VENV)/.browser
+	$(PYTEST) -rs -m "slow or browser"
+	EMO_MLFLOW_FUZZ=300 $(PYTEST) --hypothesis-seed 0 tests/fuzz
+
+$(VENV)/.browser: $(STAMP)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[browser]"
+	touch $@
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
