@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import threading
-import time
 from dataclasses import replace
 from unittest import mock
 
@@ -298,7 +297,20 @@ def test_threads_share_a_pack_and_the_weights(family, three_threads):
     assert all({parameter.data_ptr() for parameter in replica.model.parameters()} == weights for replica in replicas)
 
 
-def test_a_thread_without_memory_stops_the_others_and_the_pack_is_halved(monkeypatch, three_threads):
+@pytest.fixture
+def stops(monkeypatch):
+    """What tells the threads of a pack to stop, in the order in which they began."""
+    real, found = PackDecoder.run, []
+
+    def run(self, stop=None):
+        found.append(stop)
+        return real(self, stop)
+
+    monkeypatch.setattr(PackDecoder, "run", run)
+    return found
+
+
+def test_a_thread_without_memory_stops_the_others_and_the_pack_is_halved(monkeypatch, three_threads, stops):
     """Others that go on would hold the memory that the next, smaller try needs."""
     stack, decoding = stack_of("gpt2"), Decoding(4, 4, 0.0, EOS)
     rows = random_rows(np.random.default_rng(7), 96, "generated", None, "constant", 4)
@@ -312,7 +324,7 @@ def test_a_thread_without_memory_stops_the_others_and_the_pack_is_halved(monkeyp
                 others.wait(timeout=30)
                 if self.stack is stack.replicas(1)[0]:
                     raise torch.OutOfMemoryError("out of memory")
-                time.sleep(0.2)
+                stops[-1].wait(30)
         return real(self, step)
 
     monkeypatch.setattr(PackDecoder, "_next_pass", limited)
@@ -322,7 +334,7 @@ def test_a_thread_without_memory_stops_the_others_and_the_pack_is_halved(monkeyp
     assert steps == [1, 1, 1]
 
 
-def test_ctrl_c_ends_the_threads_at_their_next_step(monkeypatch, three_threads):
+def test_ctrl_c_ends_the_threads_at_their_next_step(monkeypatch, three_threads, stops):
     """Or the process would live on, unheard, until its packs are done."""
     stack, decoding = stack_of("gpt2"), Decoding(50, 50, 0.0, EOS)
     rows = random_rows(np.random.default_rng(7), 96, "generated", None, "constant", 50)
@@ -332,7 +344,8 @@ def test_ctrl_c_ends_the_threads_at_their_next_step(monkeypatch, three_threads):
         steps.append(step)
         if len(steps) == 6:
             os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(0.05)
+        if len(steps) >= 6:
+            stops[-1].wait(30)
         return real(self, step)
 
     monkeypatch.setattr(PackDecoder, "_next_pass", slow)
