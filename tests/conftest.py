@@ -23,20 +23,19 @@ def no_run_is_active(monkeypatch):
 
 @pytest.fixture(scope="session", autouse=True)
 def new_stores_are_copies(tmp_path_factory):
-    """MLflow makes the tables of a new store by all its migrations, which takes a second: done once here, then copied."""
+    """MLflow makes the tables of a new store by all its migrations, which takes a second: done once, then copied."""
     template = tmp_path_factory.mktemp("template") / "mlflow.db"
-    engine = sqlalchemy.create_engine(f"sqlite:///{template}")
-    database._initialize_tables(engine)
-    engine.dispose()
     migrate = database._upgrade_db
 
     def copy(engine):
         path = engine.url.database
-        if engine.dialect.name != "sqlite" or not path or sqlalchemy.inspect(engine).has_table("alembic_version"):
+        new = engine.dialect.name == "sqlite" and path and not sqlalchemy.inspect(engine).has_table("alembic_version")
+        if not (new and template.exists()):
             migrate(engine)
-            return
-        with sqlite3.connect(template) as source, sqlite3.connect(path) as new:
-            source.backup(new)
+        if new:
+            source, target = (template, path) if template.exists() else (path, template)
+            with sqlite3.connect(source) as whole, sqlite3.connect(target) as empty:
+                whole.backup(empty)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(database, "_upgrade_db", copy)

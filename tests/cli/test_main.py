@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import killing
 import pandas as pd
 import pytest
 from click.testing import CliRunner
+from killing import Setup
 from mlflow import MlflowClient
 from tiny_models import save_tiny
 from tiny_scorers import write_scorer
@@ -79,9 +80,7 @@ def test_a_sweep_end_to_end(place):
 def test_the_same_sweep_twice_is_the_same(place):
     """Ids and random controls are hashes and draws that are equal in every process and batch size; salted hashes were not."""
     assert invoke(*arguments(place)).exit_code == 0
-    environment = {**os.environ, "PYTHONHASHSEED": "7"}
-    command = [sys.executable, "-m", "emo_mlflow.cli.main", *arguments(place, "--batch-size", "7", name="again")]
-    subprocess.run(command, check=True, capture_output=True, env=environment)
+    assert killing.run(arguments(place, "--batch-size", "7", name="again"), Setup(place)) == 0, killing.output(place)
     first, second = only_sweep(place), only_sweep(place, "again")
     for name in TABLES:
         pd.testing.assert_frame_equal(getattr(first, name), getattr(second, name), rtol=1e-4, atol=1e-5)

@@ -54,19 +54,20 @@ def test_a_zeroed_head_equals_its_rows_of_the_output_projection_zeroed(family):
     """In scope `all` an ablated head is a model without the head: its rows of the output projection's weight are zero."""
     stack, decoding = stack_of(family), Decoding(8, 8, 0.0, EOS)
     prompts = [tuple(range(8 + i, 14 + i)) for i in range(3)]
-    changed = 0
-    for layer in range(N_LAYERS):
-        for head in range(N_HEADS):
-            model = copy.deepcopy(stack.model)
-            projection = find_output_projection(find_blocks(model)[layer])
-            by_input = projection.weight if type(projection).__name__ == "Conv1D" else projection.weight.T
-            with torch.no_grad():
-                by_input[head * HEAD_DIM : (head + 1) * HEAD_DIM] = 0
-            patch = HeadPatch(layer, "all", None, head, np.zeros(HEAD_DIM, np.float32))
-            ablated = run_packed(stack, [Row(Cell(str(i), "p", 0), p, patch) for i, p in enumerate(prompts)], decoding)
-            without = [Row(Cell(str(i), "p", 0), p, None) for i, p in enumerate(prompts)]
-            assert ablated == run_packed(BlockStack(model), without, decoding)
-            changed += ablated != run_packed(stack, without, decoding)
+    heads = [(layer, head) for layer in range(N_LAYERS) for head in range(N_HEADS)]
+    patches = {at: HeadPatch(at[0], "all", None, at[1], np.zeros(HEAD_DIM, np.float32)) for at in heads}
+    ablated = run_packed(stack, [Row(Cell(f"{at}{i}", "p", 0), p, patches[at]) for at in heads for i, p in enumerate(prompts)], decoding)
+    clean = [Row(Cell(str(i), "p", 0), p, None) for i, p in enumerate(prompts)]
+    whole, changed = run_packed(stack, clean, decoding), 0
+    for layer, head in heads:
+        model = copy.deepcopy(stack.model)
+        projection = find_output_projection(find_blocks(model)[layer])
+        by_input = projection.weight if type(projection).__name__ == "Conv1D" else projection.weight.T
+        with torch.no_grad():
+            by_input[head * HEAD_DIM : (head + 1) * HEAD_DIM] = 0
+        without = run_packed(BlockStack(model), clean, decoding)
+        assert {i: ablated[f"{(layer, head)}{i}"] for i in without} == without
+        changed += without != whole
     assert changed > N_LAYERS * N_HEADS / 2, "these heads do nothing, so that nothing was tested"
 
 
