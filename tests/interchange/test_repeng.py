@@ -32,7 +32,7 @@ def test_repeng_injects_our_vector_where_a_sweep_does(tmp_path: Path):
     assert vector.model_type == "llama" and set(vector.directions) == {1, 2}
     condition = Condition("emotion", "joy", 2, 1.5, scope="all")
     row = Row(Cell("c", "p", 0), PROMPT, make_patch(condition, VECTORS[2], None, 1.0, 1))
-    expected = reference_logits(tiny_model("llama"), row, [], 0)
+    expected = reference_logits(tiny_model("llama"), row, [])[0]
     model = repeng.ControlModel(tiny_model("llama"), [1])
     model.set_control(vector)
     with torch.no_grad():

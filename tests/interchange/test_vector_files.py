@@ -114,7 +114,7 @@ def test_steered_model_equals_the_sweeps_scope_all(tmp_path: Path, family, site)
     tokens = (0, 5, 6, 7)
     condition = Condition("emotion", "joy", 2, 2.0, scope="all", site=site)
     row = Row(Cell("c", "p", 0), tokens, make_patch(condition, VECTORS[2], None, 1.0, 1))
-    expected = reference_logits(model, row, [], 0)
+    expected = reference_logits(model, row, [])[0]
     torch.testing.assert_close(steered(model, hooks, tokens), expected, rtol=1e-4, atol=1e-4)
     assert (steered(model, {}, tokens) - expected).abs().max() > 0.01
 

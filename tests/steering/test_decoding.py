@@ -123,7 +123,7 @@ def test_sampling_follows_the_softmax():
     n, temperature = 3000, 4.0
     rows = [Row(Cell("base", "p", i), (9, 10, 11), None, noise_seed=i * 7919) for i in range(n)]
     decoding = Decoding(1, 1, temperature, EOS)
-    logits = reference_logits(stack.model, rows[0], [], 0)
+    logits = reference_logits(stack.model, rows[0], [])[0]
     logits[list(EOS)] = -torch.inf
     expected = torch.softmax(logits.double() / temperature, 0).numpy()
     tokens = [d.tokens[0] for d in PackDecoder(stack, rows, decoding).run()]

@@ -1,13 +1,14 @@
-"""The definition of a steered generation: no cache, one row, the whole text again at every step."""
+"""The definition of a steered generation: no cache, one row, the whole text again for every step."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from emo_mlflow.models.families import find_blocks, find_output_projection
-from emo_mlflow.steering.decoding import Decoding
 from emo_mlflow.steering.edits import HeadPatch, Patch
 from emo_mlflow.steering.packing import Row
 
@@ -22,21 +23,30 @@ def reference_positions(scope: str, window: int | None, prompt_length: int, step
 
 
 @torch.no_grad()
-def reference_logits(model: PreTrainedModel, row: Row, generated: list[int], step: int) -> Tensor:
-    """float32 logits of the token that step `step` chooses, [vocabulary]."""
-    tokens = torch.tensor([[*row.tokens, *generated]])
+def reference_logits(model: PreTrainedModel, row: Row, generated: Sequence[int]) -> Tensor:
+    """float32 logits of the token that each step chooses, those of the next one included, [generated + 1, vocabulary].
+
+    A copy of the text for every step: edited as it is at that step, and read at that step's last position, from which no attention
+    sees what comes later.
+    """
+    n_steps, prompt_length = len(generated) + 1, len(row.tokens)
+    tokens = torch.tensor([[*row.tokens, *generated]] * n_steps)
     patch = row.patch
     blocks = find_blocks(model)
-    positions = [] if patch is None else reference_positions(patch.scope, patch.window, len(row.tokens), step)
+    edited = [[] if patch is None else reference_positions(patch.scope, patch.window, prompt_length, step) for step in range(n_steps)]
 
     def replace_head(module, args):
         assert isinstance(patch, HeadPatch)
         mixed, width = args[0].clone(), len(patch.replacement)
-        for position, _ in positions:
-            mixed[0, position, patch.head * width : (patch.head + 1) * width] = torch.from_numpy(patch.replacement)
+        for step, positions in enumerate(edited):
+            for position, _ in positions:
+                mixed[step, position, patch.head * width : (patch.head + 1) * width] = torch.from_numpy(patch.replacement)
         return (mixed, *args[1:])
 
     def edit(hidden: Tensor) -> Tensor:
+        return torch.cat([edit_copy(hidden[step : step + 1], positions) for step, positions in enumerate(edited)])
+
+    def edit_copy(hidden: Tensor, positions: list[tuple[int, int]]) -> Tensor:
         hidden = hidden.clone()
         assert isinstance(patch, Patch)
         for position, alpha_step in positions:
@@ -60,24 +70,8 @@ def reference_logits(model: PreTrainedModel, row: Row, generated: list[int], ste
         last = patch.boundary == len(blocks)
         handles.append(blocks[-1].register_forward_hook(after) if last else blocks[patch.boundary].register_forward_pre_hook(before))
     try:
-        return model(input_ids=tokens, use_cache=False).logits[0, -1].float()
+        logits = model(input_ids=tokens, use_cache=False).logits
+        return torch.stack([logits[step, prompt_length + step - 1] for step in range(n_steps)]).float()
     finally:
         for handle in handles:
             handle.remove()
-
-
-def reference_tokens(model: PreTrainedModel, row: Row, decoding: Decoding) -> tuple[list[int], list[float]]:
-    """The greedy tokens (without the end-of-sequence token), and at each step the gap between the two largest logits."""
-    generated: list[int] = []
-    gaps: list[float] = []
-    for step in range(decoding.n_steps):
-        logits = reference_logits(model, row, generated, step)
-        if step < decoding.min_new_tokens:
-            logits[list(decoding.eos_ids)] = -torch.inf
-        best = logits.topk(2).values
-        gaps.append(float(best[0] - best[1]))
-        token = int(logits.argmax())
-        if token in decoding.eos_ids:
-            break
-        generated.append(token)
-    return generated, gaps
