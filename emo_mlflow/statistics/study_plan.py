@@ -74,15 +74,26 @@ def expected(
         effects: an emotion's d as in `draw_power`, in the order of the sequence; None for a direction that is a random one.
     """
     rng = np.random.default_rng(seed)
-    limit = design.most_draws(len(effects))
-    beaten, used = _duels(design, effects, limit, world, simulations, rng)
-    first = np.where(beaten.all(axis=2), limit, beaten.argmin(axis=2) + 1)
-    found = np.zeros((simulations, len(effects)), bool)
-    met = np.zeros(found.shape, dtype=np.int64)
-    for study in range(simulations):
-        found[study], met[study] = _run(design.procedure, first[study], beaten[study].all(axis=1))
+    beaten, used = _duels(design, effects, design.most_draws(len(effects)), world, simulations, rng)
+    return outcome(design, beaten, used)
+
+
+def outcome(design: StudyDesign, beaten: Mask, used: Integers) -> Expected:
+    """What studies find and cost whose comparisons with draws would end like this.
+
+    Args:
+        beaten: whether the direction beats a draw, [studies, emotions, draws], for as many draws as one emotion can need.
+        used: prompts that the comparison takes, of the same shape.
+    """
+    studies, emotions, limit = beaten.shape
+    unbeaten = beaten.all(axis=2)
+    first = np.where(unbeaten, limit, beaten.argmin(axis=2) + 1)
+    found = np.zeros((studies, emotions), bool)
+    met = np.zeros((studies, emotions), dtype=np.int64)
+    for study in range(studies):
+        found[study], met[study] = _run(design.procedure, first[study], unbeaten[study])
     counted = np.where(np.arange(limit) < met[:, :, None], used, 0)
-    written = counted.max(axis=1) if design.shared else counted.reshape(simulations, -1)
+    written = counted.max(axis=1) if design.shared else counted.reshape(studies, -1)
     n = design.looks.prompts[-1]
     texts = n + design.depths * (n * (met > 0).sum(axis=1) + written.sum(axis=1))
     return Expected(
