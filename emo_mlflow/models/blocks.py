@@ -184,11 +184,16 @@ class BlockStack:
             return self.model(input_ids=tokens, use_cache=False).logits.float()
 
     @torch.inference_mode()
-    def boundaries(self, tokens: Tensor, cache: PackedCache | None = None) -> Iterator[Tensor]:
-        """Runs whole texts of one length, yielding the residual stream [rows, q, d_model] at boundaries 0..n_layers."""
+    def boundaries(self, tokens: Tensor, cache: PackedCache | None = None, start: int = 0) -> Iterator[Tensor]:
+        """Runs texts of one length, yielding the residual stream [rows, q, d_model] at boundaries 0..n_layers.
+
+        Args:
+            start: tokens of each text that `cache` holds already.
+        """
         rows, length = tokens.shape
         cache = PackedCache(rows, length) if cache is None else cache
-        positions = torch.arange(length, device=tokens.device).expand(rows, length)
+        cache.start = start
+        positions = torch.arange(start, start + length, device=tokens.device).expand(rows, length)
         entry = self.enter(tokens, positions, cache)
         hidden = entry.hidden
         yield hidden

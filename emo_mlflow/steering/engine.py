@@ -7,7 +7,6 @@ rows run at twice the speed on two threads that do one each, and at 1.7 times on
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from threading import Event
 
@@ -20,6 +19,7 @@ from emo_mlflow.models.blocks import BlockStack
 from emo_mlflow.steering.decoding import Decoded, Decoding, PackDecoder
 from emo_mlflow.steering.likelihood import distinct_2
 from emo_mlflow.steering.packing import Row, plan_packs
+from emo_mlflow.steering.parallel import n_cores, on_threads
 from emo_mlflow.types import Completion
 
 CPU_BATCH = 384  # past this a CPU's matrix products gain nothing, and completions come later
@@ -67,12 +67,9 @@ class Engine:
         copies = 1 + (self.decoding.min_new_tokens < self.decoding.n_steps)
         activations = 16 * max(q, self.decoding.n_steps) * self.stack.d_model * size
         per_row = copies * n_slots * self.stack.bytes_per_slot + activations + 4 * self.stack.vocabulary * 4
-        most = max(CPU_BATCH, BEST_ROWS_OF_A_THREAD * self._cores()) if self.stack.device.type == "cpu" else GPU_BATCH
+        most = max(CPU_BATCH, BEST_ROWS_OF_A_THREAD * n_cores(self.stack)) if self.stack.device.type == "cpu" else GPU_BATCH
         fits = int(free_memory(self.stack.device) * MEMORY_SHARE) // per_row
         return MemoryEstimate(per_row, max(1, min(most, fits)))
-
-    def _cores(self) -> int:
-        return torch.get_num_threads() if self.stack.device.type == "cpu" else 1
 
     def packs(self, rows: Sequence[Row]) -> list[list[Row]]:
         """The rows in packs that fit the memory, as `generate` decodes them; a pack alone is cut no further."""
@@ -117,24 +114,13 @@ class Engine:
 
     def _decode(self, pack: Sequence[Row]) -> list[Decoded]:
         """The pack's rows, divided among as many threads as it has enough rows for."""
-        cores = self._cores()
-        n = max(1, min(cores, len(pack) // LEAST_ROWS_OF_A_THREAD))
-        if n == 1:
-            return PackDecoder(self.stack, pack, self.decoding).run()
-        stacks, stop = self.stack.replicas(n), Event()
+        n = max(1, min(n_cores(self.stack), len(pack) // LEAST_ROWS_OF_A_THREAD))
+        parts = np.array_split(np.arange(len(pack)), n)
 
-        def work(stack: BlockStack, part: np.ndarray) -> list[Decoded]:
-            torch.set_num_threads(cores // n)  # of this thread
-            stack.flops = 0.0
-            return PackDecoder(stack, [pack[i] for i in part], self.decoding).run(stop)
+        def work(stack: BlockStack, part: int, stop: Event) -> list[Decoded]:
+            return PackDecoder(stack, [pack[i] for i in parts[part]], self.decoding).run(stop)
 
-        with ThreadPoolExecutor(n, "generation") as pool:
-            try:
-                done = list(pool.map(work, stacks, np.array_split(np.arange(len(pack)), n)))
-            finally:
-                stop.set()  # of use only where a part failed or this thread was interrupted: the others end at their next step
-        self.stack.flops += sum(stack.flops for stack in stacks)
-        return [decoded for part in done for decoded in part]
+        return [decoded for part in on_threads(self.stack, n, work) for decoded in part]
 
 
 def _completion(item: Decoded, text: str) -> Completion:

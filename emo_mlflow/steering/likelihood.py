@@ -49,12 +49,19 @@ def token_nll(
         cleaned = streams[chunk]
         if q:
             cleaned = _run_above(stack, layout, tokens[chunk, n - 1 - q : n - 1], start, boundaries, cleaned, chunk)
-        parts.append(_nll(stack, torch.cat([finals[chunk], cleaned], dim=1), tokens[chunk]))
+        every = torch.cat([finals[chunk], cleaned], dim=1)
+        parts.append(nll_of(stack, every.flatten(0, 1), tokens[chunk].flatten()).view(-1, n))
     return torch.cat(parts).cpu()
 
 
 def _run_above(
-    stack: BlockStack, layout: Layout, tokens: Tensor, start: int, boundaries: Sequence[int], streams: Tensor, chunk: slice
+    stack: BlockStack,
+    layout: Layout,
+    tokens: Tensor,
+    start: int,
+    boundaries: Sequence[int],
+    streams: Tensor,
+    chunk: slice,
 ) -> Tensor:
     """Each row's stream [rows, q, d_model] from its boundary to after the last block."""
     entry = layout.enter(stack, tokens, start, chunk)
@@ -67,12 +74,11 @@ def _run_above(
     return streams
 
 
-def _nll(stack: BlockStack, finals: Tensor, tokens: Tensor) -> Tensor:
-    """NLL [rows, n] of the tokens that the streams after the last block, [rows, n, d_model], predict."""
-    streams, targets = finals.flatten(0, 1)[:, None], tokens.flatten()
+def nll_of(stack: BlockStack, streams: Tensor, targets: Tensor) -> Tensor:
+    """NLL (nats), float32 [tokens], of the tokens that the streams after the last block, [tokens, d_model], predict."""
     at_once = max(1, LOGITS_BYTES // (4 * stack.vocabulary))
     parts = [
-        cross_entropy(stack.logits(streams[i : i + at_once])[:, 0], targets[i : i + at_once], reduction="none")
+        cross_entropy(stack.logits(streams[i : i + at_once, None])[:, 0], targets[i : i + at_once], reduction="none")
         for i in range(0, len(targets), at_once)
     ]
-    return torch.cat(parts).view_as(tokens)
+    return torch.cat(parts)

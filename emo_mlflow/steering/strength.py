@@ -1,0 +1,129 @@
+"""The strength at which a direction does a given damage: one rule for every direction, fitted or drawn.
+
+The strength depends on the direction, the layer, the model and the neutral texts alone, and on nothing that was generated or scored:
+directions that are exchangeable before the rule are exchangeable after it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from emo_mlflow.errors import UserError
+from emo_mlflow.steering.damage import DamageMeter
+from emo_mlflow.steering.edits import Patch
+
+TOLERANCE = 0.01  # of the budget
+DIGITS = 4  # of a strength, so that it does not hang on a machine's last bits
+FIRST_GUESS, ITS_BUDGET = 0.15, 0.2  # an edit of this length, in norms of the clean stream, does about this damage
+WEAKEST, STRONGEST = 1e-6, 1e4  # lengths of an edit beyond which nothing changes any more
+ROUGHLY = 0.2  # the tolerance on a part of the texts, from which all of them take two or three steps
+MOST_STEPS = 40
+SLOPE, SLOPES, LONGEST_STEP = 2.0, (0.5, 4.0), math.log(8)  # of log KL over log strength: 2 where the edit is small
+
+
+@dataclass(frozen=True, eq=False)
+class Strengths:
+    """What `find_strengths` found.
+
+    Attributes:
+        alpha: float64 [patches], the factors, of `DIGITS` significant digits.
+        kl: float64 [patches], the damage measured at them, within `TOLERANCE` of the budgets.
+    """
+
+    alpha: npt.NDArray[np.float64]
+    kl: npt.NDArray[np.float64]
+
+
+@dataclass
+class _Search:
+    """One direction's way to its budget, in logarithms; a step at a time, so that all directions are measured together.
+
+    Attributes:
+        alpha: the strength to measure next.
+        norm: the strength at which the edit is as long as the clean stream.
+        slope: of log KL over log strength.
+        low, high: log strengths below and above the budget, the nearest so far.
+        found, kl: the strength that was measured last, and its damage.
+    """
+
+    alpha: float
+    norm: float
+    budget: float
+    slope: float = SLOPE
+    low: float = -math.inf
+    high: float = math.inf
+    last: tuple[float, float] | None = None
+    found: float = math.nan
+    kl: float = math.nan
+
+    def ended(self, tolerance: float) -> bool:
+        """Whether the budget is met, or out of reach."""
+        met = abs(self.kl - self.budget) <= tolerance * self.budget
+        return met or not WEAKEST < self.alpha / self.norm < STRONGEST
+
+    def learn(self, kl: float) -> None:
+        """Takes in the damage at `alpha`, and moves `alpha`: along the line through the last two points, within low and high."""
+        self.found, self.kl = self.alpha, kl
+        x, y = math.log(self.alpha), math.log(max(kl, 1e-30) / self.budget) if math.isfinite(kl) else math.inf
+        if y < 0:
+            self.low = x
+        else:
+            self.high = x
+        if self.last is not None and self.last[0] != x and math.isfinite(y + self.last[1]):
+            self.slope = float(np.clip((y - self.last[1]) / (x - self.last[0]), *SLOPES))
+        self.last = (x, y)
+        moved = x - float(np.clip(y / self.slope, -LONGEST_STEP, LONGEST_STEP))
+        if not self.low < moved < self.high:
+            moved = (self.low + self.high) / 2
+        self.alpha = _rounded(math.exp(moved))
+
+
+def find_strengths(meter: DamageMeter, patches: Sequence[Patch], budgets: Sequence[float]) -> Strengths:
+    """The factor of each patch at which its mean KL per token is its budget.
+
+    Args:
+        patches: their alphas are left out of account.
+        budgets: in nats per token, above 0.
+
+    Raises:
+        UserError: naming the boundary, if a patch does less or more damage than its budget whatever its strength.
+    """
+    norms = [meter.norms[patch.boundary] / float(np.linalg.norm(patch.shift)) for patch in patches]
+    guesses = [norm * FIRST_GUESS * math.sqrt(budget / ITS_BUDGET) for norm, budget in zip(norms, budgets, strict=True)]
+    searches = [
+        _Search(_rounded(guess), norm, budget) for guess, norm, budget in zip(guesses, norms, budgets, strict=True)
+    ]
+    if meter.n_batches > 1:
+        _converge(meter, patches, searches, ROUGHLY, batches=1)
+        searches = [_Search(search.found, search.norm, search.budget, search.slope) for search in searches]
+    _converge(meter, patches, searches, TOLERANCE, batches=None)
+    for patch, search in zip(patches, searches, strict=True):
+        if abs(search.kl - search.budget) > TOLERANCE * search.budget:
+            raise UserError(
+                f"no strength of the direction at boundary {patch.boundary} does a damage of {search.budget:g} nats per token "
+                f"(the last one tried does {search.kl:.3g}): choose another budget or layer"
+            )
+    return Strengths(np.array([search.found for search in searches]), np.array([search.kl for search in searches]))
+
+
+def _rounded(alpha: float) -> float:
+    return float(f"{alpha:.{DIGITS}g}")
+
+
+def _converge(
+    meter: DamageMeter, patches: Sequence[Patch], searches: Sequence[_Search], tolerance: float, batches: int | None
+) -> None:
+    """Moves every search to its budget, or to where it cannot go on."""
+    waiting = list(range(len(patches)))
+    for _ in range(MOST_STEPS):
+        trials = [replace(patches[i], alpha_by_step=np.array([searches[i].alpha], np.float32)) for i in waiting]
+        for i, kl in zip(waiting, meter.measure(trials, batches).mean_kl, strict=True):
+            searches[i].learn(float(kl))
+        waiting = [i for i in waiting if not searches[i].ended(tolerance)]
+        if not waiting:
+            return
