@@ -86,7 +86,7 @@ def outcome(design: StudyDesign, beaten: Mask, used: Integers) -> Expected:
         used: prompts that the comparison takes, of the same shape.
     """
     studies, emotions, limit = beaten.shape
-    unbeaten = beaten.all(axis=2)
+    unbeaten: Mask = np.asarray(beaten.all(axis=2))
     first = np.where(unbeaten, limit, beaten.argmin(axis=2) + 1)
     found = np.zeros((studies, emotions), bool)
     met = np.zeros((studies, emotions), dtype=np.int64)
