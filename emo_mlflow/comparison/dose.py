@@ -8,6 +8,7 @@ import pandas as pd
 from emo_mlflow.comparison.families import with_corrections
 from emo_mlflow.comparison.responses import Responses
 from emo_mlflow.statistics import paired_effects, prompt_slopes, prompt_spearman
+from emo_mlflow.steering.operations import operation
 
 SERIES = ["emotion", "layer", "head", "scope", "patch_window"]
 
@@ -15,7 +16,7 @@ SERIES = ["emotion", "layer", "head", "scope", "patch_window"]
 def dose(sweeps: list[Responses], family: tuple[str, ...], n_bootstrap: int, seed: int) -> pd.DataFrame:
     """A row per (model, SERIES, metric) of sweeps over two strengths or more.
 
-    The baseline is strength 0 where directions are added; clamping to 0 and projecting out are not the baseline.
+    The baseline is strength 0 where the operation says so: where directions are added. Clamping to 0 is not the baseline.
 
     Returns:
         alphas (their list as text); slope, in score per unit of alpha, with its BCa interval slope_low, slope_high
@@ -36,7 +37,7 @@ def _of_sweep(sweep: Responses, n_bootstrap: int, seed: int) -> list[pd.DataFram
             continue
         rows = rows.sort_values("alpha")
         alphas, scores = rows["alpha"].to_numpy(float), sweep.after[rows.index]
-        if sweep.source.config["operation"] == "add" and 0 not in alphas:
+        if operation(sweep.source.config["operation"]).zero_is_baseline and 0 not in alphas:
             baseline = np.nanmean(sweep.before[rows.index], axis=0, keepdims=True)
             alphas, scores = np.append(alphas, 0.0), np.concatenate([scores, baseline])
         slopes.append(prompt_slopes(alphas, scores))

@@ -16,15 +16,10 @@ from emo_mlflow.report.findings import effect_table, findings
 from emo_mlflow.report.style import BASELINE, DIVERGING, INK, MUTED, PATCHED, RANDOM, new_figure, save
 from emo_mlflow.report.sweep import example_table, verdict, write_examples
 from emo_mlflow.scoring.targets import target_metric
+from emo_mlflow.steering.operations import HEAD_REPLACEMENTS
 from emo_mlflow.sweep.results import SweepResult
 
 STRONGEST = 12
-DONE = {
-    "zero": "set to zero",
-    "mean": "replaced by its mean over neutral texts",
-    "patch": "replaced by its mean over the emotion's texts",
-    "restore": "replaced by its mean over neutral texts, while texts of the emotion are continued",
-}
 
 
 def write_heads_report(result: SweepResult, folder: Path) -> None:
@@ -39,7 +34,7 @@ def write_heads_report(result: SweepResult, folder: Path) -> None:
         Heading(f"Heads of {result.config.model}", 1),
         Bullets([verdict(item) for item in found]),
         Paragraph(
-            f"Each head's output was {DONE[result.config.operation]}, before the output projection. Each line is the head whose replacement "
+            f"Each head's output was {HEAD_REPLACEMENTS[result.config.operation].done}, before the output projection. Each line is the head whose replacement "
             "changed that emotion's own label most, of all that were tested, so its size is flattered by the choice; a comparison run "
             "(emo-mlflow compare --phase head) tests all of them together."
         ),

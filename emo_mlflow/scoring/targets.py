@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+from emo_mlflow.steering import operations
+
 TARGETS = {
     "gratitude": "goemotions.gratitude",
     "anger": "goemotions.anger",
@@ -18,5 +20,9 @@ def target_metric(emotion: str, metrics: Collection[str]) -> str | None:
 
 
 def expected_sign(operation: str) -> int:
-    """Whether an intervention that acts as supposed raises (1) the emotion's metric or lowers it (-1): a head that is taken out lowers it."""
-    return -1 if operation in ("zero", "mean", "restore") else 1
+    """Whether an intervention that acts as supposed raises (1) the emotion's own label or lowers it (-1).
+
+    Raises:
+        UserError: for an operation that there is not.
+    """
+    return operations.operation(operation).expected_sign

@@ -16,6 +16,8 @@ from torch import Tensor
 
 from emo_mlflow.errors import UserError
 from emo_mlflow.settings.schedules import schedule_factors
+from emo_mlflow.steering.operations import STREAM_EDITS
+from emo_mlflow.steering.operations.declaration import Injection
 from emo_mlflow.types import Condition, FloatArray, Scope
 
 
@@ -23,22 +25,24 @@ from emo_mlflow.types import Condition, FloatArray, Scope
 class Patch:
     """A condition made ready for the engine.
 
-    The edit of a residual h at step t is  h + alpha_t * shift - remove * (basis' basis h).
+    A residual h becomes  g = h + alpha_t * shift - removed' removed h  at step t, and where the norm is kept  |h| g / |g|.
 
     Attributes:
-        boundary: the boundary between blocks at which the stream is edited (layers.BlockStack).
+        boundary: the boundary between blocks at which the stream is edited (blocks.BlockStack).
         scope, window: which positions.
-        shift: float32 [d_model], what alpha = 1 adds; zero for `project_out`.
-        basis: float32 [k, d_model] with orthonormal rows, the subspace whose old content is removed; None for `add`.
+        shift: float32 [d_model], what alpha = 1 adds.
+        removed: float32 [k, d_model], the rows along which the old content is taken out; None for nothing.
         alpha_by_step: float32 [n_steps], alpha_t.
+        keeps_norm: whether the result has the residual's own length.
     """
 
     boundary: int
     scope: Scope
     window: int | None
     shift: FloatArray
-    basis: FloatArray | None
+    removed: FloatArray | None
     alpha_by_step: FloatArray
+    keeps_norm: bool = False
 
     @property
     def constant(self) -> bool:
@@ -76,8 +80,8 @@ def make_patch(
     """The patch of a condition that injects `vector`.
 
     A vector v counts as the subspace of its unit vector u with the coordinate |v|. With an orthonormal basis B and the coordinates
-    c = B'v: `add` adds alpha_t B c, `project_out` removes B B'h, `clamp` sets B'h to alpha_t c. Under `alpha_unit=residual`,
-    B c is rescaled to the typical norm of the residual stream at that layer.
+    c = B'v, what is injected is B c; under `alpha_unit=residual`, it is rescaled to the typical norm of the residual stream at that
+    layer. What is done with it is the operation's (steering.operations).
 
     Args:
         vector: float32 [d_model].
@@ -101,14 +105,25 @@ def make_patch(
         frame = (wide / norm)[None]
     if condition.alpha_unit == "residual":
         injected = injected * (residual_norm / norm)
+    edit, injection = STREAM_EDITS[condition.operation], Injection(injected, frame)
+    shift, removed = edit.shift(injection), edit.removed(injection)
     return Patch(
         boundary=condition.layer + (condition.site == "resid_post"),
         scope=condition.scope,
         window=condition.patch_window,
-        shift=(injected * (condition.operation != "project_out")).astype(np.float32),
-        basis=None if condition.operation == "add" else frame.astype(np.float32),
+        shift=np.zeros_like(vector, np.float32) if shift is None else shift.astype(np.float32),
+        removed=None if removed is None else removed.astype(np.float32),
         alpha_by_step=(condition.alpha * schedule_factors(condition.alpha_schedule, n_steps)).astype(np.float32),
+        keeps_norm=edit.keeps_norm,
     )
+
+
+def _with_the_norm_of(hidden: Tensor, changed: Tensor) -> Tensor:
+    """`changed` [..., d_model], each vector rescaled to the length of that of `hidden`; zero stays zero."""
+    tiny, wide = torch.finfo(torch.float32).tiny, changed.float()
+    wide = wide / wide.abs().amax(dim=-1, keepdim=True).clamp_min(tiny)  # or the squares of a large alpha overflow
+    wanted, there = (torch.linalg.vector_norm(x.float(), dim=-1, keepdim=True) for x in (hidden, wide))
+    return (wide / there.clamp_min(tiny) * wanted).to(changed.dtype)
 
 
 class RowEdits:
@@ -119,31 +134,37 @@ class RowEdits:
     ) -> None:
         patches = [item if isinstance(item, Patch) else None for item in interventions]
         rows = len(patches)
-        rank = max((p.basis.shape[0] for p in patches if p is not None and p.basis is not None), default=0)
+        rank = max((len(p.removed) for p in patches if p is not None and p.removed is not None), default=0)
         shift = np.zeros((rows, d_model), np.float32)
-        basis = np.zeros((rows, rank, d_model), np.float32)
+        removed = np.zeros((rows, rank, d_model), np.float32)
         alphas = np.zeros((rows, n_steps), np.float32)
         for row, patch in enumerate(patches):
             if patch is not None:
                 shift[row], alphas[row] = patch.shift, patch.alpha_by_step
-                if patch.basis is not None:
-                    basis[row, : len(patch.basis)] = patch.basis
+                if patch.removed is not None:
+                    removed[row, : len(patch.removed)] = patch.removed
         self.shift = torch.from_numpy(shift).to(device=device, dtype=dtype)
-        self.basis = torch.from_numpy(basis).to(device=device, dtype=dtype) if rank else None
+        self.removed = torch.from_numpy(removed).to(device=device, dtype=dtype) if rank else None
         self.alpha_by_step = torch.from_numpy(alphas).to(device=device, dtype=dtype)
+        keeps_norm = [patch is not None and patch.keeps_norm for patch in patches]
+        self.keeps_norm = torch.tensor(keeps_norm, device=device) if any(keeps_norm) else None
 
     def keep(self, rows: Tensor) -> None:
         """Drops all rows but these."""
         self.shift, self.alpha_by_step = self.shift[rows], self.alpha_by_step[rows]
-        self.basis = None if self.basis is None else self.basis[rows]
+        self.removed = None if self.removed is None else self.removed[rows]
+        self.keeps_norm = None if self.keeps_norm is None else self.keeps_norm[rows]
 
     def apply(self, hidden: Tensor, rows: slice, step: int) -> Tensor:
         """hidden [rows, q, d_model] as it is edited at step `step`."""
         change = (self.alpha_by_step[rows, step, None] * self.shift[rows])[:, None]
-        if self.basis is not None:
-            basis = self.basis[rows]
-            change = change - torch.bmm(torch.bmm(hidden, basis.transpose(1, 2)), basis)
-        return hidden + change
+        if self.removed is not None:
+            removed = self.removed[rows]
+            change = change - torch.bmm(torch.bmm(hidden, removed.transpose(1, 2)), removed)
+        changed = hidden + change
+        if self.keeps_norm is not None:
+            changed = torch.where(self.keeps_norm[rows, None, None], _with_the_norm_of(hidden, changed), changed)
+        return changed
 
 
 class HeadEdits:

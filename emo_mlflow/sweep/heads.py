@@ -27,6 +27,7 @@ from emo_mlflow.models.loading import load
 from emo_mlflow.models.tokens import encode
 from emo_mlflow.settings.layers import resolve_layers
 from emo_mlflow.settings.sweep import HeadConfig
+from emo_mlflow.steering.operations import HEAD_REPLACEMENTS
 from emo_mlflow.sweep.plan import Inputs, Plan, encode_prompts
 from emo_mlflow.sweep.results import HeadScreen
 from emo_mlflow.types import Condition, FloatArray, Screen, Tokens, digest
@@ -51,7 +52,7 @@ def make_head_plan(inputs: Inputs) -> Plan:
     conditions = tuple(head_conditions(config, screen.effects))
     none = Fit({}, np.zeros(0, np.float32))
     own = None
-    if config.operation == "restore":
+    if HEAD_REPLACEMENTS[config.operation].continues_own_texts:
         own = {name: [p.prompt_id for p in inputs.prompts.test if p.emotion == name] for name in inputs.prompts.emotions}
     return Plan(config, none, conditions, tokens, inputs, loaded, stack, screen=screen, own=own)
 
@@ -80,18 +81,17 @@ def _screen(
 def replacements(
     states: HeadStates, labels: Sequence[str], reference: str | None, operation: str
 ) -> dict[str, FloatArray]:
-    """What each operation puts in a head's place, by emotion: float32 [n_layers, n_heads, head_dim].
-
-    `zero`: nothing. `patch`: the head's mean over the emotion's texts. `mean`, `restore`: its mean over the reference's.
+    """What an operation puts in each head's place, by emotion: float32 [n_layers, n_heads, head_dim].
 
     Args:
         states: of texts that are not among the prompts to be continued.
     """
     found: dict[str, FloatArray] = {}
     for emotion, used, positive in contrasts(labels, reference):
-        rows = used[positive] if operation == "patch" else used[~positive]
-        mean = states.heads[rows].mean(axis=0, dtype=np.float64).astype(np.float32)
-        found[emotion] = np.zeros_like(mean) if operation == "zero" else mean
+        own, others = (
+            states.heads[rows].mean(axis=0, dtype=np.float64).astype(np.float32) for rows in (used[positive], used[~positive])
+        )
+        found[emotion] = HEAD_REPLACEMENTS[operation].replacement(own, others)
     return found
 
 

@@ -24,6 +24,7 @@ from emo_mlflow.scoring.onnx import Scorers, load_scorers
 from emo_mlflow.settings.layers import resolve_layers
 from emo_mlflow.settings.sweep import SweepConfig
 from emo_mlflow.steering.engine import Engine
+from emo_mlflow.steering.operations import HEAD_REPLACEMENTS
 from emo_mlflow.sweep.grid import Grid
 from emo_mlflow.sweep.stages import (
     Scoring,
@@ -65,7 +66,8 @@ def prepare(config: SweepConfig, directions_file: Path | None = None) -> Inputs:
         config = replace(config, emotions=config.emotions or known)
     else:
         config = replace(config, emotions=prompts.emotions)
-    if config.operation == "restore":
+    head = HEAD_REPLACEMENTS.get(config.operation)
+    if head is not None and head.continues_own_texts:
         prompts = emotions_to_continue(prompts, config.max_samples, config.seed)
     scorers = load_scorers(config.scorers)
     check(spec, device, getattr(torch, config.dtype))

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from reference import reference_logits
 from tiny_models import tiny_model
 
 from emo_mlflow.models.blocks import BlockStack
-from emo_mlflow.settings.schedules import schedule_factors
 from emo_mlflow.steering.decoding import Decoding, PackDecoder
-from emo_mlflow.steering.edits import Patch
+from emo_mlflow.steering.edits import make_patch
+from emo_mlflow.steering.operations import STREAM_EDITS
 from emo_mlflow.steering.packing import Row, plan_packs
-from emo_mlflow.types import Cell
+from emo_mlflow.types import Cell, Condition
 
 TIE = 1e-4
 EOS = (5, 6, 7)
@@ -26,24 +28,27 @@ def stack_of(family: str) -> BlockStack:
     return _stacks[family]
 
 
-def random_rows(rng: np.random.Generator, n: int, scope: str, window: int | None, schedule: str, n_steps: int) -> list[Row]:
+def random_rows(
+    rng: np.random.Generator, n: int, scope: str, window: int | None, schedule: str, n_steps: int,
+    operations: Sequence[str] = tuple(STREAM_EDITS),
+) -> list[Row]:  # fmt: skip
     """Rows of all operations, vectors and subspaces, at all boundaries, with prompts of many lengths, baselines between."""
     rows = []
     for i in range(n):
         prompt = tuple(int(token) for token in rng.integers(8, VOCABULARY, rng.integers(2, 13)))
         patch = None
         if rng.random() > 0.15:
-            operation = rng.choice(["add", "add subspace", "project_out", "clamp"])
-            rank = int(rng.integers(1, 4))
-            basis = np.linalg.qr(rng.normal(size=(D_MODEL, rank)))[0].T.astype(np.float32)
-            shift = (rng.normal(size=D_MODEL) * 6).astype(np.float32)
-            if operation in ("add subspace", "clamp"):
-                shift = (rng.normal(size=rank) * 30 @ basis).astype(np.float32)
-            if operation == "project_out":
-                shift = np.zeros(D_MODEL, np.float32)
-            alphas = (rng.normal() * 2 * schedule_factors(schedule, n_steps)).astype(np.float32)
-            edits = None if operation.startswith("add") else basis
-            patch = Patch(int(rng.integers(0, N_LAYERS + 1)), scope, window, shift, edits, alphas)
+            vector, basis = (rng.normal(size=D_MODEL) * 6).astype(np.float32), None
+            if rng.random() > 0.5:
+                rank = int(rng.integers(1, 4))
+                basis = np.linalg.qr(rng.normal(size=(D_MODEL, rank)))[0].T.astype(np.float32)
+                vector = (rng.normal(size=rank) * 30 @ basis).astype(np.float32)
+            boundary = int(rng.integers(0, N_LAYERS + 1))
+            condition = Condition(
+                "emotion", "joy", max(0, boundary - 1), rng.normal() * 2, scope=scope, patch_window=window, alpha_schedule=schedule,
+                site="resid_post" if boundary else "resid_pre", operation=operations[int(rng.integers(len(operations)))],
+            )  # fmt: skip
+            patch = make_patch(condition, vector, basis, 1.0, n_steps)
         rows.append(Row(Cell(f"c{i}", f"p{len(prompt)}", 0), prompt, patch))
     return rows
 

@@ -51,10 +51,11 @@ def reference_logits(model: PreTrainedModel, row: Row, generated: Sequence[int])
         assert isinstance(patch, Patch)
         for position, alpha_step in positions:
             h = hidden[0, position].clone()
-            if patch.basis is not None:
-                basis = torch.from_numpy(patch.basis)
-                h = h - basis.T @ (basis @ h)
-            hidden[0, position] = h + float(patch.alpha_by_step[alpha_step]) * torch.from_numpy(patch.shift)
+            g = h + float(patch.alpha_by_step[alpha_step]) * torch.from_numpy(patch.shift)
+            if patch.removed is not None:
+                removed = torch.from_numpy(patch.removed)
+                g = g - removed.T @ (removed @ h)
+            hidden[0, position] = g * (h.norm() / g.norm()) if patch.keeps_norm else g
         return hidden
 
     def before(module, args):
