@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +33,7 @@ class States:
     """What one model made of the texts.
 
     Attributes:
+        identity: what vector files say of the model (models.families.identity_of).
         means: float32 [n_texts, n_layers, d], of the texts that directions are fitted on.
         norms: float32 [n_layers], typical residual norms.
         fitted, judged: float32 [n_points, n_layers, d]: the points that maps are fitted on, and others that they are judged on.
@@ -40,7 +41,7 @@ class States:
 
     name: str
     fingerprint: str
-    model_type: str
+    identity: Mapping[str, str]
     means: FloatArray
     norms: FloatArray
     fitted: FloatArray

@@ -22,6 +22,7 @@ from emo_mlflow.directions.files import save_directions
 from emo_mlflow.directions.subspaces import check_components
 from emo_mlflow.errors import UserError
 from emo_mlflow.models.blocks import BlockStack
+from emo_mlflow.models.families import identity_of
 from emo_mlflow.models.loading import check, load
 from emo_mlflow.models.names import ModelSpec, resolve
 from emo_mlflow.models.tokens import encode
@@ -59,7 +60,7 @@ def run_align(settings: AlignSettings, out: Path) -> Outcome:
     tables.overlap.to_parquet(out / "overlap.parquet", index=False)
     for name in ("overlap", "maps", "directions"):
         write_csv(getattr(tables, name), out / f"{name}.csv")
-    metadata = {"fit_hash": str(facts["fit_hash"]), "model_fingerprint": b.fingerprint, "model_type": b.model_type}
+    metadata = {"fit_hash": str(facts["fit_hash"]), "model_fingerprint": b.fingerprint, **b.identity}
     metadata |= {"residual_norms": json.dumps([float(norm) for norm in b.norms]), "mapped_from": a.fingerprint}
     save_directions(out / "directions.safetensors", tables.mapped, metadata)
     write_config(out, asdict(settings), facts)
@@ -107,7 +108,7 @@ def collect(spec: ModelSpec, settings: AlignSettings, prompts: PromptSet, device
     return States(
         name=spec.name,
         fingerprint=loaded.fingerprint,
-        model_type=loaded.model.config.get_text_config().model_type,
+        identity=identity_of(loaded.model),
         means=means,
         norms=norms.mean(axis=0),
         fitted=points(neutral),

@@ -24,6 +24,7 @@ from emo_mlflow.directions.readouts import judge, method_named
 from emo_mlflow.directions.subspaces import Subspaces, check_components, fit_subspaces, stability
 from emo_mlflow.errors import UserError
 from emo_mlflow.models.blocks import BlockStack
+from emo_mlflow.models.families import identity_of
 from emo_mlflow.models.loading import LoadedModel, check, load
 from emo_mlflow.models.names import resolve
 from emo_mlflow.models.tokens import encode
@@ -114,7 +115,7 @@ def norm_table(directions: dict[str, Direction], residual_norms: FloatArray) -> 
 def _facts(loaded: LoadedModel, prompts: PromptSet, residual_norms: FloatArray) -> dict[str, object]:
     return {
         "model": {"name": loaded.spec.name, "source": loaded.spec.source, "revision": loaded.spec.revision},
-        "model_type": loaded.model.config.get_text_config().model_type,
+        **identity_of(loaded.model),
         "model_fingerprint": loaded.fingerprint,
         "n_layers": loaded.n_layers,
         "d_model": loaded.d_model,
@@ -135,7 +136,7 @@ def _save_tensors(
     facts: dict[str, object],
     means: FloatArray,
 ) -> None:
-    metadata = {name: str(facts[name]) for name in ("fit_hash", "model_fingerprint", "model_type", "residual_norms")}
+    metadata = {name: str(facts[name]) for name in ("fit_hash", "model_fingerprint", "model_type", "blocks", "residual_norms")}
     metadata |= {"site": settings.site, "direction": settings.direction, "aggregation": settings.aggregation}
     save_directions(out / "directions.safetensors", directions, metadata)
     tensors = {name: np.ascontiguousarray(basis) for name, basis in subspaces.bases.items()}

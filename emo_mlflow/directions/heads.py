@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import cast
 
 import numpy as np
 import pandas as pd
@@ -18,11 +17,8 @@ from emo_mlflow.directions.activations import batches
 from emo_mlflow.directions.readouts import LEVEL, Floats, Mask, contrasts, make_folds, mean_difference
 from emo_mlflow.errors import UserError
 from emo_mlflow.models.blocks import BlockStack
-from emo_mlflow.models.families import find_output_projection
+from emo_mlflow.models.families import find_output_projection, has_post_norm, head_count, weight_by_head
 from emo_mlflow.types import FloatArray, Tokens
-
-# A norm between what attention writes and the stream (Gemma 2 and 3, OLMo 2): heads' contributions do not add up there.
-POST_NORM = "post_feedforward_layernorm"
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,14 +35,9 @@ class HeadStates:
     stream: FloatArray
 
 
-def head_count(stack: BlockStack) -> int:
-    """Query heads per block; under grouped-query attention they share keys and values, and each has an output of its own."""
-    return int(stack.model.config.get_text_config().num_attention_heads)
-
-
 def heads_add_up(stack: BlockStack) -> bool:
     """Whether what heads write goes into the stream as it is, so that direct effects are shares of it."""
-    return not any(hasattr(block, POST_NORM) for block in stack.blocks)
+    return not any(has_post_norm(block) for block in stack.blocks)
 
 
 def head_writes(stack: BlockStack) -> tuple[Tensor, ...]:
@@ -59,13 +50,8 @@ def head_writes(stack: BlockStack) -> tuple[Tensor, ...]:
         raise UserError(
             f"{type(stack.model).__name__} normalises what attention writes, so heads have no direct effects to rank them by: use screen=all"
         )
-    found = []
-    for block in stack.blocks:
-        projection = find_output_projection(block)
-        weight = cast(Tensor, projection.weight).detach()
-        by_input = weight.T if isinstance(projection, nn.Linear) else weight  # GPT-2's Conv1D keeps [in, out]
-        found.append(by_input.unflatten(0, (head_count(stack), -1)))
-    return tuple(found)
+    n_heads = head_count(stack.model)
+    return tuple(weight_by_head(find_output_projection(block), n_heads) for block in stack.blocks)
 
 
 @contextmanager
@@ -93,7 +79,7 @@ def head_states(stack: BlockStack, texts: Sequence[Tokens], target_layer: int) -
     Args:
         texts: token ids, the document-start token first, which is in no mean.
     """
-    n_heads, found = head_count(stack), np.zeros(0, np.float32)
+    n_heads, found = head_count(stack.model), np.zeros(0, np.float32)
     stream = np.zeros((len(texts), stack.d_model), np.float32)
     with _projection_inputs(stack) as seen:
         for members in batches(texts):

@@ -15,6 +15,7 @@ from emo_mlflow.directions.files import load_directions, save_directions
 from emo_mlflow.errors import UserError
 from emo_mlflow.interchange.control_vectors import UNREADABLE, read_gguf, reason_of, vectors_by_block, write_gguf
 from emo_mlflow.interchange.lm_eval import write_lm_eval
+from emo_mlflow.models.families import blocks_below_base_of, identity_of
 from emo_mlflow.models.loading import check, load
 from emo_mlflow.models.names import resolve
 from emo_mlflow.settings.layers import resolve_layers
@@ -94,7 +95,8 @@ def export_vectors(settings: ExportSettings) -> str:
     if settings.format == "gguf":
         write_gguf(settings.out, blocks, model_type, len(direction.vectors))
         return f"Wrote {settings.out}: llama-cli --control-vector {settings.out}"
-    write_lm_eval(settings.out, blocks, model_type)
+    known = metadata.get("blocks") if settings.model_type is None else None
+    write_lm_eval(settings.out, blocks, known or blocks_below_base_of(model_type))
     return f"Wrote {settings.out}: lm_eval --model steered --model_args pretrained=...,steer_path={settings.out}"
 
 
@@ -156,10 +158,7 @@ def _for_model(name: str, blocks: Mapping[int, FloatArray], source: Path) -> tup
             f"{source.name} has vectors of width {width} up to block {last}, but {name} has {loaded.n_layers} blocks "
             f"of width {loaded.d_model}: give the model that they were made for"
         )
-    return loaded.n_layers, {
-        "model_fingerprint": loaded.fingerprint,
-        "model_type": loaded.model.config.get_text_config().model_type,
-    }
+    return loaded.n_layers, {"model_fingerprint": loaded.fingerprint, **identity_of(loaded.model)}
 
 
 def read_block_tensors(path: Path) -> dict[int, FloatArray]:

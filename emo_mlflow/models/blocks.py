@@ -19,7 +19,7 @@ from torch.nn.functional import linear
 from transformers import PreTrainedModel
 
 from emo_mlflow.errors import UserError
-from emo_mlflow.models.families import find_blocks
+from emo_mlflow.models.families import FAMILIES, find_blocks
 from emo_mlflow.models.kv_cache import PackedCache
 
 SLICE_BYTES = 3 * 2**19
@@ -228,6 +228,6 @@ class BlockStack:
         if not gap <= allowed * max(1.0, float(expected.abs().max())):
             raise UserError(
                 f"{type(self.model).__name__} cannot be steered: its blocks, run one by one, give logits that differ by "
-                f"{gap:.3g} from its own; use another family (GPT-2, GPT-Neo, GPT-NeoX, Llama, Qwen and Gemma are tested)"
+                f"{gap:.3g} from its own; use another family, such as {', '.join(family.name for family in FAMILIES)}"
             )
         return hidden.shape[-1], cache.bytes_per_slot()

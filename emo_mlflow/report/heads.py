@@ -30,11 +30,12 @@ def write_heads_report(result: SweepResult, folder: Path) -> None:
     examples = example_table(result, found)
     write_examples(examples, folder)
     share = f"share of the emotion's displacement after block {target}"
+    done = HEAD_REPLACEMENTS[result.config.operation].done
     blocks: list[Block] = [
         Heading(f"Heads of {result.config.model}", 1),
         Bullets([verdict(item) for item in found]),
         Paragraph(
-            f"Each head's output was {HEAD_REPLACEMENTS[result.config.operation].done}, before the output projection. Each line is the head whose replacement "
+            f"Each head's output was {done}, before the output projection. Each line is the head whose replacement "
             "changed that emotion's own label most, of all that were tested, so its size is flattered by the choice; a comparison run "
             "(emo-mlflow compare --phase head) tests all of them together."
         ),

@@ -46,7 +46,7 @@ PARAMETERS: dict[str, Parameter] = {
     "scope": Parameter(choice(*get_args(Scope)), "window", "Positions: the last W new tokens (window), every new one (generated), all."),
     "patch_window": Parameter(each(integer(1)), "3", "W of scope window; a list is swept. Other scopes ignore it."),
     "site": Parameter(choice(*get_args(Site)), "resid_pre", "Where in the block: before it (resid_pre) or after it (resid_post)."),
-    "operation": Parameter(choice(*get_args(Operation)), "add", "What is done: add, project_out, clamp, or add_keep_norm (the length of the residual kept)."),
+    "operation": Parameter(choice(*get_args(Operation)), "add", "What is done: add, project_out, clamp, or add_keep_norm (the length is kept)."),
     "direction": Parameter(direction, "mean_diff", "What is fitted and injected: mean_diff, pc1 (pc2, ...), lda, logistic or subspace:K."),
     "directions": Parameter(as_it_is, "fit", "fit on the data set, or a run id or .safetensors file to take directions from."),
     "prepend_bos": Parameter(boolean, "true", "Put the model's document-start token in front of every text."),

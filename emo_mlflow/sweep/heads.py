@@ -14,7 +14,6 @@ from emo_mlflow.directions.fitting import Fit
 from emo_mlflow.directions.heads import (
     HeadStates,
     direct_effects,
-    head_count,
     head_states,
     head_writes,
     heads_add_up,
@@ -23,6 +22,7 @@ from emo_mlflow.directions.heads import (
 from emo_mlflow.directions.readouts import contrasts
 from emo_mlflow.errors import UserError
 from emo_mlflow.models.blocks import BlockStack
+from emo_mlflow.models.families import head_count
 from emo_mlflow.models.loading import load
 from emo_mlflow.models.tokens import encode
 from emo_mlflow.settings.layers import resolve_layers
@@ -74,7 +74,7 @@ def _screen(
     if config.screen == "top" or heads_add_up(stack):
         effects = direct_effects(states, head_writes(stack), labels, reference, target, config.seed)
     else:
-        effects = unranked(labels, reference, target + 1, head_count(stack))
+        effects = unranked(labels, reference, target + 1, head_count(stack.model))
     return HeadScreen(effects, target, replacements(states, labels, reference, config.operation))
 
 

@@ -163,7 +163,7 @@ def simulated(seed: int, d: int, turn: np.ndarray | None, shift: float) -> State
         words, texts = words @ turn, texts @ turn
     as_model = [values[:, None].astype(np.float32) for values in (texts, words[:N_WORDS], words[N_WORDS:])]
     norms = np.ones(1, np.float32)
-    return States("m", "f", "llama", as_model[0], norms, as_model[1], as_model[2])
+    return States("m", "f", {"model_type": "llama", "blocks": "layers"}, as_model[0], norms, as_model[1], as_model[2])
 
 
 LABELS = ["joy"] * N_TEXTS + ["neutral"] * N_TEXTS

@@ -43,7 +43,7 @@ def test_a_run_writes_directions_that_a_sweep_takes(tmp_path: Path):
     check_directions(directions, metadata, emotions=["joy", "fear"], site="resid_post", shape=(4, 32), fingerprint=fingerprint)
     assert directions["joy"].basis is not None and directions["joy"].basis.shape == (4, 2, 32)
     norms = norms_from_metadata(metadata, 4)
-    assert norms is not None and norms.shape == (4,) and metadata["model_type"] == "llama"
+    assert norms is not None and norms.shape == (4,) and (metadata["model_type"], metadata["blocks"]) == ("llama", "layers")
     readout = pd.read_csv(tmp_path / "out" / "readout.csv")
     assert len(readout) == 2 * 4 * 4 and set(readout["emotion"]) == {"joy", "fear"}
     subspaces = pd.read_csv(tmp_path / "out" / "subspaces.csv")

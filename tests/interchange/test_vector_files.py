@@ -14,10 +14,12 @@ from hypothesis import strategies as st
 from reference import reference_logits
 from safetensors.numpy import save_file
 from tiny_models import FAMILIES, save_tiny, tiny_model
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from emo_mlflow.directions.files import load_directions, save_directions
 from emo_mlflow.errors import UserError
 from emo_mlflow.interchange.vector_files import ExportSettings, ImportSettings, export_vectors, import_vectors
+from emo_mlflow.models.families import identity_of
 from emo_mlflow.steering.edits import make_patch
 from emo_mlflow.steering.packing import Row
 from emo_mlflow.types import Cell, Condition, Direction
@@ -117,6 +119,65 @@ def test_steered_model_equals_the_sweeps_scope_all(tmp_path: Path, family, site)
     expected = reference_logits(model, row, [])[0]
     torch.testing.assert_close(steered(model, hooks, tokens), expected, rtol=1e-4, atol=1e-4)
     assert (steered(model, {}, tokens) - expected).abs().max() > 0.01
+
+
+# Types whose blocks are called otherwise below `base_model` than below the model, or than most types' are; and one of most.
+SMALL = {"vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "pad_token_id": 0}
+AS_OTHERS_CALL_IT = {
+    "falcon": ("h", {}),
+    "codegen": ("h", {"rotary_dim": 8}),
+    "gpt_bigcode": ("h", {}),
+    "gptj": ("h", {"rotary_dim": 8}),
+    "opt": ("decoder.layers", {"word_embed_proj_dim": 32, "ffn_dim": 64}),
+    "phi": ("layers", {"intermediate_size": 64}),
+    "olmo2": ("layers", {"intermediate_size": 64}),
+}
+
+
+def model_of_type(kind: str, **changes) -> PreTrainedModel:
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **SMALL | changes)).float().eval()
+
+
+def with_pictures() -> PreTrainedModel:
+    """Gemma 3 as `gemma3_12b` is: its text decoder says that it is a gemma3_text, whose blocks alone are elsewhere."""
+    text = {name: value for name, value in SMALL.items() if name != "pad_token_id"}
+    text |= {"num_key_value_heads": 2, "head_dim": 8, "intermediate_size": 64, "query_pre_attn_scalar": 8}
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28, "patch_size": 14}
+    config = AutoConfig.for_model("gemma3", text_config=text, vision_config=vision, mm_tokens_per_image=1, image_token_index=96)
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(config).float().eval()
+
+
+@pytest.mark.parametrize("kind", [*FAMILIES, *AS_OTHERS_CALL_IT, "gemma3"])
+@pytest.mark.parametrize("said", ["file", "type"])
+def test_lm_eval_finds_the_blocks_of_every_family(tmp_path: Path, kind, said):
+    """Guards: hookpoints of Falcon, CodeGen, GPT-BigCode and multimodal Gemma 3 that lm-eval does not find; found by its own search."""
+    if kind == "gemma3":
+        model, expected = with_pictures(), "model.language_model.layers"
+    elif kind in FAMILIES:
+        model, expected = tiny_model(kind), identity_of(tiny_model(kind))["blocks"]
+    else:
+        model, expected = model_of_type(kind, **AS_OTHERS_CALL_IT[kind][1]), AS_OTHERS_CALL_IT[kind][0]
+    identity, named = identity_of(model), model.config.model_type if said == "type" else None
+    source = write(tmp_path / "d.safetensors", "resid_post", **(identity if said == "file" else {}))
+    export_vectors(ExportSettings(source, tmp_path / "s.pt", "lm-eval", "joy", "2", model_type=named))
+    config = torch.load(tmp_path / "s.pt", weights_only=True)
+    assert list(config) == [f"{expected}.2"]
+    hooks = {name: item["steering_vector"] for name, item in config.items()}
+    changed, clean = steered(model, hooks, (1, 5, 6, 7)), steered(model, {}, (1, 5, 6, 7))
+    patch = make_patch(Condition("emotion", "joy", 2, 1.0, scope="all", site="resid_post"), VECTORS[2], None, 1.0, 1)
+    torch.testing.assert_close(changed, reference_logits(model, Row(Cell("c", "p", 0), (1, 5, 6, 7), patch), [], 0), rtol=1e-4, atol=1e-4)
+    assert (changed - clean).abs().max() > 1e-3
+
+
+def test_a_type_that_transformers_does_not_have_is_refused(tmp_path: Path):
+    """Guards: hookpoints guessed; lm-eval would say no more than that it cannot resolve them."""
+    for kind in ("no_such_type", "mamba"):
+        with pytest.raises(UserError, match="where a model of type .* has its blocks|decoder blocks of Mamba"):
+            export_vectors(
+                ExportSettings(write(tmp_path / "d.safetensors"), tmp_path / "s.pt", "lm-eval", "joy", "2", model_type=kind)
+            )
 
 
 def test_control_vector_acts_where_the_sweep_does(tmp_path: Path):
