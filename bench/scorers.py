@@ -24,7 +24,9 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast, RobertaConfig
 
 from emo_mlflow.scoring.cards import TOKENIZER, embedded_folder
-from emo_mlflow.scoring.onnx import Scorers, load_scorers, n_threads
+from emo_mlflow.scoring.loading import load_scorers
+from emo_mlflow.scoring.onnx import n_threads
+from emo_mlflow.scoring.protocol import Scorers
 
 BATCH, CLASSIFIERS = 32, 3  # the first system's
 

@@ -15,7 +15,7 @@ _PUBLIC = {
     "load_sweep": "emo_mlflow.tracking.reading",
     "find_sweeps": "emo_mlflow.tracking.reading",
     "compare": "emo_mlflow.commands.compare",
-    "score": "emo_mlflow.scoring.onnx",
+    "score": "emo_mlflow.scoring.loading",
 }
 
 __all__ = ["UserError", "__version__", "compare", "find_sweeps", "load_sweep", "score"]

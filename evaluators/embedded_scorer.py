@@ -34,7 +34,7 @@ from scipy.special import expit, log_softmax
 from emo_mlflow.common.files import sha256
 from emo_mlflow.errors import UserError
 from emo_mlflow.scoring.cards import CARD, GRAPH, TOKENIZER, Card, Head, dump_card
-from emo_mlflow.scoring.onnx import load_scorers
+from emo_mlflow.scoring.loading import load_scorers
 from emo_mlflow.types import FloatArray
 
 log = logging.getLogger(__name__)

@@ -23,7 +23,7 @@ from emo_mlflow.common.files import sha256
 from emo_mlflow.errors import UserError
 from emo_mlflow.models.folder import why_no_tokenizer
 from emo_mlflow.scoring.cards import CARD, GRAPH, TOKENIZER, Card, dump_card
-from emo_mlflow.scoring.onnx import load_scorers
+from emo_mlflow.scoring.loading import load_scorers
 from emo_mlflow.types import FloatArray, digest
 
 log = logging.getLogger(__name__)

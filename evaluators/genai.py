@@ -10,7 +10,8 @@ from mlflow.entities import AssessmentSource, AssessmentSourceType, Feedback
 from mlflow.genai.scorers import Scorer
 
 from emo_mlflow.errors import UserError
-from emo_mlflow.scoring.onnx import Scorers, load_scorers
+from emo_mlflow.scoring.loading import load_scorers
+from emo_mlflow.scoring.protocol import Scorers
 from emo_mlflow.types import FloatArray
 
 _KEPT = 10_000
@@ -60,7 +61,7 @@ class _HeadScorer(Scorer):
     """Feedback `head.label` with a number for each label of one head.
 
     Attributes:
-        scorers: which scorer computes it, as for `emo_mlflow.scoring.onnx.load_scorers`.
+        scorers: which scorer computes it, as for `emo_mlflow.scoring.loading.load_scorers`.
         labels: those to report; empty for all. MLflow stores each label of each row by a call of its own, which with all
             35 takes seconds per row on SQLite: name the labels that matter when there are more than a few dozen rows.
 

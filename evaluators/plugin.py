@@ -28,7 +28,7 @@ class EmoTextConfig:
     """What `evaluator_config` may hold.
 
     Attributes:
-        scorers: as for `emo_mlflow.scoring.onnx.load_scorers`; a single name or several.
+        scorers: as for `emo_mlflow.scoring.loading.load_scorers`; a single name or several.
         text_column: the data's column with the texts; by default the predictions, or the only column.
         baseline: a column with texts to compare with, row by row.
         n_bootstrap: resamples behind the 95% intervals.
@@ -100,7 +100,7 @@ def evaluate_texts(
 
     Intervals are those of `emo_mlflow.statistics.paired`. Numbers that cannot be computed are left out.
     """
-    from emo_mlflow.scoring.onnx import load_scorers
+    from emo_mlflow.scoring.loading import load_scorers
     from emo_mlflow.statistics.paired import paired_effects
 
     scorers = load_scorers([config.scorers] if isinstance(config.scorers, str) else config.scorers)

@@ -14,7 +14,8 @@ from mlflow.models.model import ModelInfo
 
 from emo_mlflow import __version__
 from emo_mlflow.scoring.cards import CARD, GRAPH, TOKENIZER
-from emo_mlflow.scoring.onnx import find_scorer, score
+from emo_mlflow.scoring.loading import score
+from emo_mlflow.scoring.onnx import find_scorer
 
 EXAMPLE = pd.DataFrame({"text": ["Thank you so much for your help!", "I will not accept this."]})
 
@@ -26,7 +27,7 @@ def log_scorer(scorer: str = "embedded", name: str = "scorer", **options: Any) -
     environment.
 
     Args:
-        scorer: as for `emo_mlflow.scoring.onnx.load_scorers`, but one scorer and not a set.
+        scorer: as for `emo_mlflow.scoring.loading.load_scorers`, but one scorer and not a set.
         name: of the logged model.
         options: for `mlflow.pyfunc.log_model`, such as `registered_model_name`.
 

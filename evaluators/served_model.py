@@ -8,7 +8,8 @@ from mlflow.exceptions import MlflowException
 from mlflow.pyfunc import PythonModel, PythonModelContext
 
 from emo_mlflow.errors import UserError
-from emo_mlflow.scoring.onnx import Scorers, load_scorers
+from emo_mlflow.scoring.loading import load_scorers
+from emo_mlflow.scoring.protocol import Scorers
 
 
 class ScorerModel(PythonModel):

@@ -21,7 +21,7 @@ from emo_mlflow.errors import UserError
 from emo_mlflow.models.blocks import BlockStack
 from emo_mlflow.models.loading import LoadedModel, load
 from emo_mlflow.models.names import ModelSpec
-from emo_mlflow.scoring.onnx import load_scorers
+from emo_mlflow.scoring.loading import load_scorers
 from emo_mlflow.sweep.grid import Grid
 from emo_mlflow.sweep.plan import Plan
 from emo_mlflow.sweep.results import SweepResult

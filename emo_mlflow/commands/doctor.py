@@ -191,7 +191,7 @@ def _size(folder: Path) -> int:
 
 def scorer() -> Iterator[Diagnosis]:
     """Runs the embedded classifier on one text, in ONNX Runtime."""
-    from emo_mlflow.scoring.onnx import load_scorers
+    from emo_mlflow.scoring.loading import load_scorers
 
     scorers = load_scorers(["embedded"])
     gratitude = scorers.score(["Thank you so much!"])[0, scorers.metrics.index("goemotions.gratitude")]

@@ -1,1 +1,1 @@
-"""Texts to numbers: scorer cards, ONNX scorers, an emotion's own label. Start at `onnx.load_scorers`."""
+"""Texts to numbers: what a scorer is, ONNX scorers and their cards, an emotion's own label. Start at `loading.load_scorers`."""

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
-import pandas as pd
 import psutil
 from scipy.special import expit, softmax
 from tokenizers import Tokenizer
@@ -33,10 +32,7 @@ from emo_mlflow.scoring.cards import (
     load_card,
     source_key,
 )
-from emo_mlflow.scoring.score_cache import ScoreCache
 from emo_mlflow.types import FloatArray
-
-log = logging.getLogger(__name__)
 
 # Rows x longest row of a batch. Measured on a CPU: best from 128 to 512; at 8,192 half as fast, for lack of cache.
 TOKEN_BUDGET, GPU_TOKEN_BUDGET = 512, 16_384
@@ -45,18 +41,43 @@ _INPUTS = {"input_ids", "attention_mask", "token_type_ids"}
 
 
 @dataclass(frozen=True, eq=False)
-class _Scorer:
-    """One card with its graph and tokenizer, ready to run."""
+class OnnxScorer:
+    """One card with its graph and tokenizer, ready to run: a `protocol.Scorer`."""
 
     card: Card
     session: ort.InferenceSession
     tokenizer: Tokenizer
 
+    @property
+    def name(self) -> str:
+        """The card's."""
+        return self.card.name
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """`head.label`, in the order of the card's heads and labels."""
+        return self.card.metrics
+
+    @property
+    def fingerprint(self) -> str:
+        """Of files, heads and length."""
+        return self.card.fingerprint
+
+    @property
+    def measured_on(self) -> Mapping[str, Any]:
+        """The card's figures."""
+        return self.card.quality
+
+    @property
+    def providers(self) -> tuple[str, ...]:
+        """ONNX Runtime's, fastest first."""
+        return tuple(self.session.get_providers())
+
     def score(self, texts: Sequence[str]) -> FloatArray:
         """Distinct texts -> float32 [texts, metrics of the card], in batches of similar length."""
         rows = [encoding.ids for encoding in self.tokenizer.encode_batch(list(texts))]
         lengths = np.array([len(row) for row in rows])
-        found = np.empty((len(rows), len(self.card.metrics)), dtype=np.float32)
+        found = np.empty((len(rows), len(self.metrics)), dtype=np.float32)
         for part in _batches(lengths, self._token_budget()):
             names = [head.output for head in self.card.heads]
             logits = self.session.run(names, self._inputs([rows[i] for i in part]))
@@ -65,7 +86,7 @@ class _Scorer:
         return found
 
     def _token_budget(self) -> int:
-        return GPU_TOKEN_BUDGET if "CUDAExecutionProvider" in self.session.get_providers() else TOKEN_BUDGET
+        return GPU_TOKEN_BUDGET if "CUDAExecutionProvider" in self.providers else TOKEN_BUDGET
 
     def _inputs(self, rows: list[list[int]]) -> dict[str, np.ndarray]:
         ids = np.full((len(rows), max(map(len, rows))), self.card.pad_id, dtype=np.int64)
@@ -75,87 +96,6 @@ class _Scorer:
             mask[i, : len(row)] = 1
         given = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
         return {node.name: given[node.name] for node in self.session.get_inputs()}
-
-
-class Scorers:
-    """Several scorers that are run on the same texts.
-
-    Attributes:
-        metrics: names of the columns, `head.label`.
-        fingerprints: of each scorer, by name: files, heads and length.
-        providers: the ONNX Runtime providers in use.
-    """
-
-    def __init__(self, scorers: Sequence[_Scorer], cache: ScoreCache | None = None) -> None:
-        self._scorers = list(scorers)
-        self._cache = cache
-        self.cards = [scorer.card for scorer in scorers]
-        self.metrics: tuple[str, ...] = tuple(metric for card in self.cards for metric in card.metrics)
-        self.fingerprints: dict[str, str] = {card.name: card.fingerprint for card in self.cards}
-        self.providers: list[str] = list(dict.fromkeys(p for s in scorers for p in s.session.get_providers()))
-
-    def score(self, texts: Sequence[str] | pd.Series) -> FloatArray:
-        """Texts -> float32 [len(texts), len(metrics)], rows in the order of the texts.
-
-        Each distinct text is scored once. An empty text is scored like any other.
-
-        Raises:
-            UserError: a text is not a string; the message names the row.
-        """
-        if isinstance(texts, str | pd.DataFrame):
-            raise UserError(f"expected a list of texts or a column, found a {type(texts).__name__}")
-        values = list(texts)
-        _check_texts(values)
-        distinct = list(dict.fromkeys(values))
-        row_of = {text: row for row, text in enumerate(distinct)}
-        columns = [self._score_distinct(scorer, distinct) for scorer in self._scorers]
-        return np.concatenate(columns, axis=1)[[row_of[text] for text in values]]
-
-    def _score_distinct(self, scorer: _Scorer, texts: list[str]) -> FloatArray:
-        if self._cache is None:
-            return scorer.score(texts)
-        key, width = scorer.card.fingerprint, len(scorer.card.metrics)
-        known = self._cache.read(key, texts, width)
-        unknown = [text for text in texts if text not in known]
-        fresh = dict(zip(unknown, scorer.score(unknown), strict=True))
-        self._cache.write(key, fresh)
-        return np.array([known[t] if t in known else fresh[t] for t in texts], dtype=np.float32).reshape(-1, width)
-
-
-def load_scorers(names: Sequence[str], cache: Path | None = None) -> Scorers:
-    """Loads scorers, checked against the hashes in their cards.
-
-    Args:
-        names: `embedded`, `hub`, a card's name, a folder with an exported scorer, or the path of a YAML card.
-        cache: a SQLite file that keeps scores by scorer and text; None for no cache.
-
-    Raises:
-        UserError: a scorer is unknown, not exported, or its files are not what the card says; two share a metric.
-    """
-    expanded = [member for name in names for member in SETS.get(name, (name,))]
-    if not expanded:
-        raise UserError(f"no scorer was named; choose from {', '.join(_choices())}, a folder, or a YAML card")
-    scorers = [_load(find_scorer(name)) for name in dict.fromkeys(expanded)]
-    owners: dict[str, str] = {}
-    for scorer in scorers:
-        for metric in scorer.card.metrics:
-            if owners.setdefault(metric, scorer.card.name) != scorer.card.name:
-                raise UserError(f"the scorers {owners[metric]} and {scorer.card.name} both have {metric}: drop one")
-    loaded = Scorers(scorers, ScoreCache(cache) if cache else None)
-    log.info("scorers %s on %s", ", ".join(loaded.fingerprints), ", ".join(loaded.providers))
-    return loaded
-
-
-def score(
-    texts: Sequence[str] | pd.Series, scorers: str | Sequence[str] = EMBEDDED, cache: Path | None = None
-) -> pd.DataFrame:
-    """Scores texts: a row per text in their order, a float32 column per metric `scorer.label`.
-
-    `scorers` and `cache` as in `load_scorers`. Keeps a Series' index.
-    """
-    loaded = load_scorers([scorers] if isinstance(scorers, str) else scorers, cache)
-    index = texts.index if isinstance(texts, pd.Series) else None
-    return pd.DataFrame(loaded.score(texts), columns=list(loaded.metrics), index=index)
 
 
 def find_scorer(name: str) -> Path:
@@ -177,7 +117,7 @@ def find_scorer(name: str) -> Path:
     elif path.is_dir() or is_hub_id(name):
         key = source_key(name)
     else:
-        raise UserError(f"unknown scorer {name!r}: choose from {', '.join(_choices())}, a folder, or a YAML card")
+        raise UserError(f"unknown scorer {name!r}: choose from {', '.join(choices())}, a folder, or a YAML card")
     pointer = cache_folder() / "scorers" / key / "current"
     if not pointer.is_file():
         raise UserError(f"the scorer {name} is not exported yet: run `emo-mlflow export --scorer {name}` first")
@@ -187,11 +127,17 @@ def find_scorer(name: str) -> Path:
     return pointer.parent / target
 
 
-def _choices() -> list[str]:
+def choices() -> list[str]:
+    """What can be named without a path."""
     return [EMBEDDED, *SETS, *builtin_cards()]
 
 
-def _load(folder: Path) -> _Scorer:
+def load_onnx(folder: Path) -> OnnxScorer:
+    """The scorer in a folder, its files checked against the hashes in the card.
+
+    Raises:
+        UserError: a file is missing, changed or damaged, or the graph is not what the card says.
+    """
     card = load_card(folder / CARD)
     unset = [head.name for head in card.heads if head.activation is None]
     if unset:
@@ -202,19 +148,7 @@ def _load(folder: Path) -> _Scorer:
     except Exception as error:  # ONNX Runtime's exceptions share no other base class
         raise UserError(f"ONNX Runtime cannot load {folder / GRAPH}: {' '.join(str(error).split())[:300]}") from None
     _check_graph(card, session)
-    scorer = _Scorer(card, session, load_tokenizer(contents[TOKENIZER].decode(errors="replace"), card.max_length))
-    _try(scorer)
-    return scorer
-
-
-def _try(scorer: _Scorer) -> None:
-    """Scores two texts, so that files which cannot are found out before anything is generated."""
-    try:
-        scores = scorer.score(["", "I thank you."])
-    except Exception as error:  # of ONNX Runtime, tokenizers or numpy, as the files have it
-        raise UserError(f"the scorer {scorer.card.name} cannot score: {' '.join(str(error).split())[:300]}") from None
-    if not np.isfinite(scores).all():
-        raise UserError(f"the scorer {scorer.card.name} gives scores that are not finite")
+    return OnnxScorer(card, session, load_tokenizer(contents[TOKENIZER].decode(errors="replace"), card.max_length))
 
 
 def load_tokenizer(text: str, max_length: int) -> Tokenizer:
@@ -300,13 +234,3 @@ def _activate(logits: FloatArray, head: Head) -> FloatArray:
     if head.activation == "softmax":
         return softmax(scaled, axis=1)
     return expit(scaled) if head.activation == "sigmoid" else scaled
-
-
-def _check_texts(texts: list[str]) -> None:
-    for row, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise UserError(f"row {row}: expected a text, found {text!r} ({type(text).__name__}); drop such rows")
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise UserError(f"row {row}: the text is not valid Unicode ({error.reason} at {error.start})") from None

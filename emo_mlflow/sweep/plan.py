@@ -20,7 +20,8 @@ from emo_mlflow.models.loading import LoadedModel, check, load
 from emo_mlflow.models.names import ModelSpec, resolve
 from emo_mlflow.models.tokens import encode
 from emo_mlflow.prompts.selection import PromptSet, emotions_to_continue, load_prompts
-from emo_mlflow.scoring.onnx import Scorers, load_scorers
+from emo_mlflow.scoring.loading import load_scorers
+from emo_mlflow.scoring.protocol import Scorers
 from emo_mlflow.settings.layers import resolve_layers
 from emo_mlflow.settings.sweep import SweepConfig
 from emo_mlflow.steering.engine import Engine

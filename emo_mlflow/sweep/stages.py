@@ -16,7 +16,7 @@ import torch
 from emo_mlflow.models.blocks import BlockStack
 from emo_mlflow.models.loading import LoadedModel
 from emo_mlflow.models.tokens import text_decoder
-from emo_mlflow.scoring.onnx import Scorers
+from emo_mlflow.scoring.protocol import Scorers
 from emo_mlflow.settings.sweep import SweepConfig
 from emo_mlflow.steering.decoding import Decoding
 from emo_mlflow.steering.engine import Engine

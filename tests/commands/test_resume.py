@@ -79,7 +79,7 @@ PHASES = (
     ("mlflow.MlflowClient.create_run", 4),
     ("emo_mlflow.sweep.spool.Spool.append", 3),
     ("os.fsync", 2),
-    ("emo_mlflow.scoring.onnx.Scorers.score", 1),
+    ("emo_mlflow.scoring.protocol.Scorers.score", 1),
     ("emo_mlflow.tracking.record.write_report", 1),
     ("emo_mlflow.tracking.record.Path.rename", 1),
     ("mlflow.MlflowClient.log_batch", 7),

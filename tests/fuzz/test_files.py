@@ -32,7 +32,7 @@ from emo_mlflow.models.names import resolve
 from emo_mlflow.models.weights import count_parameters, read_header, weights_digest
 from emo_mlflow.prompts.selection import load_prompts
 from emo_mlflow.scoring.cards import CARD, GRAPH, TOKENIZER, dump_card, load_card
-from emo_mlflow.scoring.onnx import load_scorers
+from emo_mlflow.scoring.loading import load_scorers
 from emo_mlflow.scoring.score_cache import ScoreCache
 from emo_mlflow.sweep.files import check_cells
 from emo_mlflow.sweep.spool import Spool

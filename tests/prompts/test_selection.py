@@ -48,7 +48,7 @@ def test_built_in_lengths_match_between_emotions(builtin):
 @pytest.mark.slow
 def test_built_in_texts_express_their_emotion(builtin):
     """By the embedded scorer, at its card's thresholds: at least 90% of the texts have a label of their own emotion; it leads in 88%."""
-    from emo_mlflow.scoring.onnx import load_scorers
+    from emo_mlflow.scoring.loading import load_scorers
 
     own = {
         "gratitude": {"gratitude"},
@@ -57,7 +57,7 @@ def test_built_in_texts_express_their_emotion(builtin):
         "neutral": {"neutral"},
     }
     scorers = load_scorers(("embedded",))
-    (head,) = [head for head in scorers.cards[0].heads if head.name == "goemotions"]
+    (head,) = [head for head in scorers.members[0].card.heads if head.name == "goemotions"]
     columns = [scorers.metrics.index(f"goemotions.{label}") for label in head.labels]
     probabilities = scorers.score([prompt.text for prompt in builtin.fit])[:, columns]
     leading = probabilities.argmax(axis=1)

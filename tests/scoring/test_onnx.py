@@ -17,9 +17,10 @@ from tiny_scorers import seal, write_scorer
 
 import emo_mlflow
 from emo_mlflow.errors import UserError
-from emo_mlflow.scoring import cards
-from emo_mlflow.scoring import onnx as scorers
+from emo_mlflow.scoring import cards, onnx
+from emo_mlflow.scoring import loading as scorers
 from emo_mlflow.scoring.cards import CARD, GRAPH, TOKENIZER, Head
+from emo_mlflow.scoring.protocol import Scorers
 
 
 @pytest.fixture
@@ -51,14 +52,14 @@ def test_rows_follow_texts(tmp_path_factory: pytest.TempPathFactory, texts: list
 def test_distinct_texts_are_scored_once(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Guards: a sweep's repeated texts costing time again."""
     seen: list[str] = []
-    original = scorers._Scorer.score
+    original = onnx.OnnxScorer.score
 
-    def spy(self: scorers._Scorer, texts: list[str]) -> np.ndarray:
+    def spy(self: onnx.OnnxScorer, texts: list[str]) -> np.ndarray:
         seen.extend(texts)
         return original(self, texts)
 
     loaded = scorers.load_scorers([str(tiny)])
-    monkeypatch.setattr(scorers._Scorer, "score", spy)
+    monkeypatch.setattr(onnx.OnnxScorer, "score", spy)
     loaded.score(["one", "two", "one", "one"])
     assert seen == ["one", "two"]
 
@@ -66,7 +67,7 @@ def test_distinct_texts_are_scored_once(tiny: Path, monkeypatch: pytest.MonkeyPa
 def test_batches_keep_to_the_budget() -> None:
     """Guards: a batch of long texts that does not fit the memory, a row left out, padding from mixed lengths."""
     lengths = np.random.default_rng(0).integers(1, 3000, 400)
-    batches = list(scorers._batches(lengths, 2048))
+    batches = list(onnx._batches(lengths, 2048))
     assert sorted(np.concatenate(batches)) == list(range(400))
     for batch in batches:
         assert len(batch) == 1 or len(batch) * lengths[batch].max() <= 2048
@@ -165,7 +166,7 @@ def test_score_cache_makes_a_second_run_free(tiny: Path, tmp_path: Path, monkeyp
     loaded = scorers.load_scorers([str(tiny)], cache)
     np.testing.assert_array_equal(loaded.score(texts[:700]), plain[:700])
     np.testing.assert_array_equal(loaded.score(texts), plain)
-    monkeypatch.setattr(scorers._Scorer, "score", lambda self, texts: np.empty((len(texts), 6))[: len(texts) or None])
+    monkeypatch.setattr(onnx.OnnxScorer, "score", lambda self, texts: np.zeros((len(texts), 6), np.float32))
     np.testing.assert_array_equal(scorers.load_scorers([str(tiny)], cache).score(texts[::-1]), plain[::-1])
     cache.write_bytes(b"x" * 5000)
     with pytest.raises(UserError, match="score cache"):
@@ -215,18 +216,18 @@ def test_runtime_needs_onnxruntime_and_tokenizers_alone() -> None:
 
 
 @pytest.fixture(scope="module")
-def embedded() -> scorers.Scorers:
+def embedded() -> Scorers:
     return scorers.load_scorers(["embedded"])
 
 
-def test_embedded_metrics(embedded: scorers.Scorers) -> None:
+def test_embedded_metrics(embedded: Scorers) -> None:
     """Guards: columns that other parts of the package rely on."""
     assert len(embedded.metrics) == 3 + 1 + 3 + 28
     expected = {"sentiment.negative", "politeness.score", "politeness.impolite", "goemotions.gratitude"}
     assert expected <= set(embedded.metrics)
 
 
-def test_embedded_tells_emotions_apart(embedded: scorers.Scorers) -> None:
+def test_embedded_tells_emotions_apart(embedded: Scorers) -> None:
     """Guards: labels shifted, a graph of random weights, an empty or very long text that fails."""
     texts = [
         "Thank you so much, I really appreciate your help!",
@@ -245,7 +246,7 @@ def test_embedded_tells_emotions_apart(embedded: scorers.Scorers) -> None:
     assert scores["politeness.score"][0] > scores["politeness.score"][1] + 0.5
 
 
-def test_embedded_scores_do_not_depend_on_the_batch(embedded: scorers.Scorers) -> None:
+def test_embedded_scores_do_not_depend_on_the_batch(embedded: Scorers) -> None:
     """Guards: quantisation with one scale for the whole batch, which makes a text's score depend on its neighbours."""
     texts = [f"I {verb} you {'very ' * n}much" for verb in ("thank", "hate", "miss") for n in range(8)]
     texts.append("long " * 300)
@@ -253,13 +254,14 @@ def test_embedded_scores_do_not_depend_on_the_batch(embedded: scorers.Scorers) -
     np.testing.assert_allclose(embedded.score(texts), alone, atol=1e-4)
 
 
-def test_embedded_quality_is_what_was_promised(embedded: scorers.Scorers) -> None:
+def test_embedded_quality_is_what_was_promised(embedded: Scorers) -> None:
     """Guards: weights exchanged for worse ones: the floor for the figures in the card."""
-    (card,) = embedded.cards
-    assert card.quality["goemotions"]["macro_f1"] >= 0.54
-    assert card.quality["goemotions"]["macro_f1_cross_fitted"] >= 0.51
-    assert card.quality["sentiment"]["macro_f1"] >= 0.72
-    assert card.quality["politeness"]["pearson_r"] >= 0.73
-    assert card.quality["politeness"]["cross_validation"]["pearson_r"] >= 0.75
-    assert card.quality["int8_against_float32"]["goemotions_macro_f1_points"] < 0.5
+    (scorer,) = embedded.members
+    quality = scorer.measured_on
+    assert quality["goemotions"]["macro_f1"] >= 0.54
+    assert quality["goemotions"]["macro_f1_cross_fitted"] >= 0.51
+    assert quality["sentiment"]["macro_f1"] >= 0.72
+    assert quality["politeness"]["pearson_r"] >= 0.73
+    assert quality["politeness"]["cross_validation"]["pearson_r"] >= 0.75
+    assert quality["int8_against_float32"]["goemotions_macro_f1_points"] < 0.5
     assert (cards.embedded_folder() / GRAPH).stat().st_size < 30e6

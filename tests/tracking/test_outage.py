@@ -31,7 +31,7 @@ from tiny_scorers import write_scorer
 
 from emo_mlflow import load_sweep
 from emo_mlflow.cli.main import main
-from emo_mlflow.scoring.onnx import Scorers
+from emo_mlflow.scoring.protocol import Scorers
 from emo_mlflow.sweep.resume import spool_folder
 from emo_mlflow.sweep.spool import Spool
 from emo_mlflow.tracking.retries import Retry, own_retries
