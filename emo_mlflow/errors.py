@@ -8,3 +8,8 @@ class UserError(ValueError):
 
     The command line prints its message without a traceback and exits with status 2.
     """
+
+
+def reason_of(error: BaseException, longest: int = 300) -> str:
+    """What an error says, in one line of at most `longest` characters; the name of its type if it says nothing."""
+    return " ".join(str(error).split())[:longest] or type(error).__name__

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-import numpy as np
-import numpy.typing as npt
+if TYPE_CHECKING:  # the command line reads these types, and does not wait for numpy
+    import numpy as np
+    import numpy.typing as npt
 
 Role = Literal["fit", "test"]
 Kind = Literal["baseline", "emotion", "random"]
@@ -24,8 +25,12 @@ Screen = Literal["top", "all"]
 MapKind = Literal["procrustes", "ridge"]
 Pairing = Literal["word", "text"]
 VectorFormat = Literal["gguf", "lm-eval", "safetensors"]
+Precision = Literal["float32", "int8"]
+WeightsFormat = Literal["safetensors", "pickle"]
 
-FloatArray = npt.NDArray[np.float32]
+N_BOOTSTRAP = 2000  # resamples behind an interval over prompts, unless another number is asked for
+
+FloatArray: TypeAlias = "npt.NDArray[np.float32]"
 Say = Callable[[str], None]  # prints a line for the person at the keyboard
 
 
@@ -66,6 +71,28 @@ class Direction:
     basis: FloatArray | None = None
 
 
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """Directions that were fitted, or read from a file.
+
+    Attributes:
+        directions: by emotion.
+        residual_norms: float32 [n_layers], the mean norm of the residual stream at the site, over texts and their tokens.
+        accuracy: by emotion, float32 [n_layers]: how well the projection on the direction tells the emotion's texts from the
+            reference's when each text is judged by a direction and a threshold fitted without its fold of the texts.
+    """
+
+    directions: dict[str, Direction]
+    residual_norms: FloatArray
+    accuracy: dict[str, FloatArray] = field(default_factory=dict)
+
+
+# Of a condition, in the version that the first ids are from. Nothing is ever added here.
+FIRST_FIELDS = frozenset(
+    ("kind", "emotion", "layer", "alpha", "draw", "seed", "scope", "patch_window", "site", "operation", "alpha_unit", "alpha_schedule")
+)
+
+
 @dataclass(frozen=True)
 class Condition:
     """One setting of the intervention; the baseline has none.
@@ -93,12 +120,23 @@ class Condition:
     alpha_schedule: str = "constant"
     head: int | None = None
 
+    @property
+    def place(self) -> tuple[str, int]:
+        """Emotion and layer, which every condition but the baseline has."""
+        assert self.emotion is not None and self.layer is not None
+        return self.emotion, self.layer
+
     @cached_property
     def condition_id(self) -> str:
-        """A hash of what defines the condition and of nothing else, so that sweeps resume and join."""
+        """A hash of what defines the condition and of nothing else, so that sweeps resume and join.
+
+        A field that is not among the first ones counts only where it is not at its default, so that ids survive new fields.
+        """
         if self.kind == "baseline":
             return digest({"kind": "baseline"}, 12)
-        return digest({name: value for name, value in asdict(self).items() if (name, value) != ("head", None)}, 12)
+        defaults = {item.name: item.default for item in fields(self) if item.name not in FIRST_FIELDS}
+        given = {name: value for name, value in asdict(self).items() if name not in defaults or value != defaults[name]}
+        return digest(given, 12)
 
 
 @dataclass(frozen=True)

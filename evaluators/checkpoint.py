@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import json
 import re
-import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any
 
+from emo_mlflow.common.deadline import within
 from emo_mlflow.common.files import sha256
 from emo_mlflow.errors import UserError
 from emo_mlflow.models.folder import refuse_code
 from emo_mlflow.scoring.cards import TOKENIZER, Activation, Card, Head, builtin_cards, is_hub_id, load_card, source_key
-
-T = TypeVar("T")
-WeightsFormat = Literal["safetensors", "pickle"]
+from emo_mlflow.types import WeightsFormat
 
 HUB_SECONDS = 6.0  # so that the command, with its imports, says so within ten
 _ACTIVATIONS: dict[str, Activation] = {
@@ -98,7 +96,7 @@ def fetch(hub_id: str, revision: str, weights_format: WeightsFormat = "safetenso
             pass  # not in the local cache: ask the hub
     hint = "download it elsewhere and name its folder (instead of the id, or as source in a copy of its card)"
     try:
-        commit, names = _within(HUB_SECONDS, lambda: _ask_hub(hub_id, revision))
+        commit, names = within(HUB_SECONDS, lambda: _ask_hub(hub_id, revision))
         pickled = not any(name.endswith(".safetensors") for name in names)
         if pickled and weights_format != "pickle":
             raise UserError(f"{hub_id} {_ONLY_PICKLE}")
@@ -145,27 +143,6 @@ def complete_card(card: Card, config: Mapping[str, Any]) -> Card:
         max_length=min(card.max_length, _positions(config)),
         pad_id=int(config.get("pad_token_id") or 0),
     )
-
-
-def _within(seconds: float, call: Callable[[], T]) -> T:
-    """The call's result or exception; TimeoutError past `seconds`: resolving a name has no time limit of its own."""
-    outcome: list[tuple[T | None, Exception | None]] = []
-
-    def run() -> None:
-        try:
-            outcome.append((call(), None))
-        except Exception as error:  # handed to the caller's thread, which raises it
-            outcome.append((None, error))
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if not outcome:
-        raise TimeoutError(f"no answer in {seconds:.0f} s")
-    result, error = outcome[0]
-    if error is not None:
-        raise error
-    return result  # type: ignore[return-value]  # T may itself allow None
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

@@ -12,23 +12,22 @@ from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-from emo_mlflow.evaluators.checkpoint import Checkpoint, WeightsFormat, find_checkpoint
+from emo_mlflow.evaluators.checkpoint import Checkpoint, find_checkpoint
 from filelock import FileLock
 
 from emo_mlflow.common.cache_folder import cache_folder
 from emo_mlflow.common.files import sha256
-from emo_mlflow.errors import UserError
+from emo_mlflow.errors import UserError, reason_of
 from emo_mlflow.models.folder import why_no_tokenizer
 from emo_mlflow.scoring.cards import CARD, GRAPH, TOKENIZER, Card, dump_card
 from emo_mlflow.scoring.loading import load_scorers
-from emo_mlflow.types import FloatArray, digest
+from emo_mlflow.types import FloatArray, Precision, WeightsFormat, digest
 
 log = logging.getLogger(__name__)
 
-Precision = Literal["float32", "int8"]
 LARGEST_DIFFERENCE = 1e-4
 BLOCK = 128  # inputs that share an int8 scale; RoBERTa-base took a sixth less CPU time than with 64
 _VERSIONED = ("optimum", "optimum-onnx", "onnx", "onnx-ir", "onnxruntime", "torch", "transformers")
@@ -146,7 +145,7 @@ def _export(checkpoint: Checkpoint, work: Path, precision: Precision, optimize: 
             folder, dtype="float32", use_safetensors=safe, trust_remote_code=False, local_files_only=True
         ).eval()
     except Exception as error:  # a checkpoint can be wrong in as many ways as its readers have lines
-        reason = why_no_tokenizer(checkpoint.folder, " ".join(str(error).split())[:300])
+        reason = why_no_tokenizer(checkpoint.folder, reason_of(error))
         raise UserError(f"{checkpoint.folder} cannot be loaded as a sequence classifier: {reason}") from None
     if not tokenizer.is_fast:
         raise UserError(f"{checkpoint.card.source} has no fast tokenizer, which scoring without transformers needs")

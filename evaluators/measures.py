@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 from scipy.optimize import minimize_scalar
@@ -11,6 +13,7 @@ from emo_mlflow.types import FloatArray
 
 Bools = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
+Numbers = npt.NDArray[np.floating[Any]]
 
 GRID = np.round(np.arange(0.02, 0.98, 0.01), 2)
 
@@ -37,12 +40,12 @@ def f1_intervals(predicted: Bools, true: Bools, n_resamples: int = 1000) -> tupl
     return np.quantile(f1, (0.025, 0.975), axis=0).T, np.quantile(f1.mean(axis=1), (0.025, 0.975))
 
 
-def pearson(a: Floats, b: Floats) -> float:
+def pearson(a: Numbers, b: Numbers) -> float:
     """Pearson's r of two vectors."""
     return float(np.corrcoef(a, b)[0, 1])
 
 
-def pearson_interval(a: Floats, b: Floats, n_resamples: int = 1000) -> Floats:
+def pearson_interval(a: Numbers, b: Numbers, n_resamples: int = 1000) -> Floats:
     """95% percentile bootstrap interval of Pearson's r, [2]."""
     generator = np.random.default_rng(0)
     rows = generator.integers(0, len(a), (n_resamples, len(a)))

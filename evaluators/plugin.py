@@ -10,17 +10,16 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from mlflow.entities import Metric
 from mlflow.models.evaluation.artifacts import ParquetEvaluationArtifact
 from mlflow.models.evaluation.base import EvaluationResult, ModelEvaluator
 from mlflow.tracking import MlflowClient
-from mlflow.utils.time import get_current_time_millis
 
 from emo_mlflow.errors import UserError
+from emo_mlflow.tracking.values import log_values
+from emo_mlflow.types import N_BOOTSTRAP
 
 MODEL_TYPE = "emotion-text"
 TABLE = "emo_text_scores"
-_BATCH = 500  # metrics in one log_batch; MLflow allows 1,000
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ class EmoTextConfig:
     scorers: str | Sequence[str] = "embedded"
     text_column: str | None = None
     baseline: str | None = None
-    n_bootstrap: int = 2000
+    n_bootstrap: int = N_BOOTSTRAP
     seed: int = 0
 
 
@@ -75,7 +74,7 @@ class EmoTextEvaluator(ModelEvaluator):
         table, metrics = evaluate_texts(texts, baseline, config)
         client = MlflowClient()
         artifact = _log_table(client, run_id, table)
-        _log_metrics(client, run_id, metrics, model_id)
+        log_values(client, run_id, metrics=[(name, value, 0) for name, value in metrics.items()], model_id=model_id)
         return EvaluationResult(metrics=metrics, artifacts={TABLE: artifact}, run_id=run_id)
 
 
@@ -153,10 +152,3 @@ def _log_table(client: MlflowClient, run_id: str, table: pd.DataFrame) -> Parque
         client.log_artifact(run_id, str(path))
     uri = f"{client.get_run(run_id).info.artifact_uri}/{TABLE}.parquet"
     return ParquetEvaluationArtifact(uri=uri, content=table)
-
-
-def _log_metrics(client: MlflowClient, run_id: str, metrics: Mapping[str, float], model_id: str | None) -> None:
-    now = get_current_time_millis()
-    entities = [Metric(name, value, now, 0, model_id=model_id) for name, value in metrics.items()]
-    for start in range(0, len(entities), _BATCH):
-        client.log_batch(run_id, metrics=entities[start : start + _BATCH])

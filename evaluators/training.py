@@ -8,11 +8,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
 from emo_mlflow.evaluators.data import Corpora, EmotionTexts, PolitenessTexts
-from emo_mlflow.evaluators.network import OUTPUTS, EmotionNetwork, load_encoder, parameter_groups
+from emo_mlflow.evaluators.network import OUTPUTS, EmotionNetwork, Head, load_encoder, parameter_groups
 from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional as F
@@ -148,7 +149,7 @@ def _positive_weights(emotions: FloatArray, cap: float) -> Tensor:
 def _remove_positive_weights(network: EmotionNetwork, weights: Tensor) -> None:
     """A loss that counts positives w times inflates the odds w times; the bias takes that back."""
     with torch.no_grad():
-        network.heads["goemotions"].out.bias -= weights.log()
+        cast(Head, network.heads["goemotions"]).out.bias.sub_(weights.log())
 
 
 def _schedule(

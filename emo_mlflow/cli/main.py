@@ -11,8 +11,9 @@ import click
 from emo_mlflow import __version__
 from emo_mlflow.cli.options import parameter_options, profile_option, store_options
 from emo_mlflow.cli.tools import COMMANDS
-from emo_mlflow.errors import UserError
-from emo_mlflow.settings.tables import ALIGN, HEADS, PARAMETERS, PROFILES, VECTORS
+from emo_mlflow.errors import UserError, reason_of
+from emo_mlflow.settings.profiles import DEFAULT, OF_HEADS, PROFILES
+from emo_mlflow.settings.tables import ALIGN, COMPARE, HEADS, PARAMETERS, VECTORS
 
 STORES = ("mlflow", "sqlalchemy", "alembic")  # whose errors are about the store: its address, its tables, its answers
 
@@ -45,7 +46,7 @@ def plainly(error: Exception) -> str | None:
     """One line for a person's mistake, for what the system refuses, and for what the tracking store says; None for a fault of the program."""
     if isinstance(error, UserError):
         return str(error)
-    line = " ".join(str(error).split())[:1000]
+    line = reason_of(error, 1000)
     if isinstance(error, OSError) and error.errno != errno.EPIPE:
         return line
     return f"the tracking store: {line}" if type(error).__module__.split(".")[0] in STORES else None
@@ -71,7 +72,7 @@ def sweep(profile: str, tracking_uri: str | None, experiment: str | None, **give
     """
     from emo_mlflow.commands.sweep import run_sweep_session
 
-    run_sweep_session(profile or "smoke", given, tracking_uri, experiment, click.echo)
+    run_sweep_session(profile or DEFAULT, given, tracking_uri, experiment, click.echo)
 
 
 @main.command()
@@ -112,7 +113,7 @@ def align(tracking_uri: str | None, experiment: str | None, **given: str | None)
 
 @main.command()
 @profile_option
-@parameter_options(HEADS, {name: {k: v for k, v in values.items() if k != "scope"} for name, values in PROFILES.items()})
+@parameter_options(HEADS, OF_HEADS)
 @store_options
 def heads(profile: str, tracking_uri: str | None, experiment: str | None, **given: str | None) -> None:
     """Rank attention heads by what they write along each emotion's direction, then replace them while the model writes.
@@ -122,58 +123,23 @@ def heads(profile: str, tracking_uri: str | None, experiment: str | None, **give
     from emo_mlflow.commands.sweep import run_sweep_session
     from emo_mlflow.settings.sweep import make_head_config
 
-    run_sweep_session(profile or "smoke", given, tracking_uri, experiment, click.echo, make_head_config)
+    run_sweep_session(profile or DEFAULT, given, tracking_uri, experiment, click.echo, make_head_config)
 
 
 @main.command()
-@click.option("--runs", default="", help="Ids of sweeps (and alignments), separated by commas; default: by experiment.")
-@click.option(
-    "--from-experiment", default="", help="Take the newest finished sweep of each model there; default: --experiment."
-)
-@click.option(
-    "--phase",
-    default="residual",
-    show_default=True,
-    type=click.Choice(["residual", "head"]),
-    help="What to take from the experiment: sweeps of directions, or over heads.",
-)
-@click.option("--filter", "filter_string", default="", help="A further MLflow filter on the sweeps to take.")
-@click.option(
-    "--family",
-    default="comparison",
-    show_default=True,
-    help="What a correction covers: comparison, or columns such as model,metric.",
-)
-@click.option("--language", default="en", show_default=True, help="Of the report: en or ja.")
-@click.option("--n-bootstrap", type=click.IntRange(100), default=2000, show_default=True)
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@parameter_options(COMPARE)
 @store_options
-def compare(
-    runs: str,
-    from_experiment: str,
-    phase: str,
-    filter_string: str,
-    family: str,
-    language: str,
-    n_bootstrap: int,
-    seed: int,
-    tracking_uri: str | None,
-    experiment: str | None,
-) -> None:
-    """Test the effects of finished sweeps: intervals, corrected p-values, specificity, dose, models against each other."""
-    from emo_mlflow.commands.compare import CompareRequest, run_comparison, split_ids
+def compare(tracking_uri: str | None, experiment: str | None, **given: str | None) -> None:
+    """Test the effects of finished sweeps: intervals, corrected p-values, specificity, dose, models against each other.
 
-    request = CompareRequest(
-        runs=split_ids(runs) if runs else (),
-        experiment=from_experiment or experiment,
-        phase=phase,
-        filter=filter_string or None,
-        family=family,
-        language=language,
-        n_bootstrap=n_bootstrap,
-        seed=seed,
-    )
-    run_comparison(request, tracking_uri, experiment, click.echo)
+    In brackets: the default.
+    """
+    from emo_mlflow.commands.compare import run_comparison
+    from emo_mlflow.commands.task import settings_from
+    from emo_mlflow.settings.compare import CompareSettings
+
+    settings = settings_from(CompareSettings, given, tracking_uri)
+    run_comparison(settings, tracking_uri, experiment, click.echo)
 
 
 @main.command("log-model")

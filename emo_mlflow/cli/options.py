@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
-from emo_mlflow.settings.parsing import Parameter
-from emo_mlflow.settings.tables import PROFILES
+from emo_mlflow.settings.declared import Parameter
+from emo_mlflow.settings.profiles import DEFAULT, PROFILES
 
 STORE_OPTIONS = (
     click.option(
@@ -40,7 +40,7 @@ def parameter_options(
 def profile_option(command: Command) -> Command:
     """Adds the profile that single parameters override."""
     text = f"Defaults that single options override: {', '.join(PROFILES)}."
-    return click.option("--profile", default="smoke", show_default=True, help=text)(command)
+    return click.option("--profile", default=DEFAULT, show_default=True, help=text)(command)
 
 
 def store_options(command: Command) -> Command:

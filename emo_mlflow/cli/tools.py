@@ -7,6 +7,8 @@ from typing import Any, get_args
 
 import click
 
+from emo_mlflow.cli.options import parameter_options
+from emo_mlflow.settings.tables import EXPORT
 from emo_mlflow.types import VectorFormat
 
 
@@ -89,25 +91,15 @@ def train_scorer_command(data: Path, out: Path, epochs: int, seed: int, cross_va
 
 
 @click.command("export")
-@click.option(
-    "--scorer", required=True, help="A card's name or file, a hub id, or a folder with a sequence classifier."
-)
-@click.option("--precision", type=click.Choice(["float32", "int8"]), default="int8", show_default=True)
-@click.option("--optimize", is_flag=True, help="Let ONNX Runtime optimise the graph first.")
-@click.option(
-    "--weights",
-    type=click.Choice(["safetensors", "pickle"]),
-    default="safetensors",
-    show_default=True,
-    help="pickle also reads pytorch_model.bin, where you trust its source.",
-)
-def export_command(scorer: str, precision: Any, optimize: bool, weights: Any) -> None:
-    """Export a classifier to ONNX, checked against PyTorch, into the cache that sweeps read from."""
-    from emo_mlflow.evaluators.export import export_scorer
-    from emo_mlflow.scoring.cards import SETS
+@parameter_options(EXPORT)
+def export_command(**given: str | None) -> None:
+    """Export a classifier to ONNX, checked against PyTorch, into the cache that sweeps read from.
 
-    for source in SETS.get(scorer, (scorer,)):
-        click.echo(export_scorer(source, precision, optimize, weights))
+    In brackets: the default.
+    """
+    from emo_mlflow.commands.export import run_export
+
+    run_export(given, click.echo)
 
 
 COMMANDS = (export_legacy_command, export_vectors_command, import_vectors_command, train_scorer_command, export_command)

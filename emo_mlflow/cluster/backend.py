@@ -35,7 +35,7 @@ from mlflow.projects.utils import (
     get_or_create_run,
 )
 
-from emo_mlflow.errors import UserError
+from emo_mlflow.errors import UserError, reason_of
 from emo_mlflow.tracking.lifecycle import FAILURE
 from emo_mlflow.tracking.store import lasting_store
 
@@ -126,11 +126,7 @@ def connect(address: str) -> Any:
     try:
         return JobSubmissionClient(address)
     except (ConnectionError, RuntimeError, ValueError) as error:
-        raise UserError(f"the Ray job server at {address} refuses: {_one_line(error)}") from None
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
+        raise UserError(f"the Ray job server at {address} refuses: {reason_of(error)}") from None
 
 
 def store_for_job(tracking_uri: str, address: str) -> str:
@@ -200,7 +196,7 @@ class RayBackend(AbstractBackend):
                 **cluster.resources,
             )
         except (ConnectionError, RuntimeError, ValueError, TypeError, OSError) as error:
-            reason = f"the Ray cluster at {cluster.address} does not take the job: {_one_line(error)}"
+            reason = f"the Ray cluster at {cluster.address} does not take the job: {reason_of(error)}"
             tracking.set_tag(run_id, FAILURE, reason)
             tracking.set_terminated(run_id, "FAILED")
             raise ExecutionException(reason) from None

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
-from emo_mlflow.errors import UserError
+from emo_mlflow.errors import UserError, reason_of
 
 CONNECT_SECONDS = 8.0
 
@@ -75,7 +75,7 @@ def connected(address: str) -> Iterator[None]:
         raise
     except RayError as error:
         raise UserError(
-            f"the Ray cluster failed: {_one_line(error)}; what was finished is kept: resume the run"
+            f"the Ray cluster failed: {reason_of(error)}; what was finished is kept: resume the run"
         ) from None
     finally:
         if ours:
@@ -89,11 +89,7 @@ def _connect(cluster: str) -> None:
         dashboard = False if cluster == "local" else None  # None: as the cluster has it
         ray.init(cluster, include_dashboard=dashboard, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError) as error:
-        raise UserError(f"cannot use the Ray cluster at {cluster}: {_one_line(error)}") from None
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
+        raise UserError(f"cannot use the Ray cluster at {cluster}: {reason_of(error)}") from None
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,12 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import get_args
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from emo_mlflow.alignment.maps import MAPS, halves
+from emo_mlflow.alignment.maps import halves
+from emo_mlflow.alignment.schemas import OVERLAP
 from emo_mlflow.alignment.tables import Aligner, AlignTables, States, matched
 from emo_mlflow.commands.task import Task
 from emo_mlflow.common.csv_files import write_csv
@@ -29,9 +29,9 @@ from emo_mlflow.models.tokens import encode
 from emo_mlflow.prompts.selection import PromptSet, fit_hash, load_prompts
 from emo_mlflow.report.alignment import write_alignment_report
 from emo_mlflow.settings.align import AlignSettings
-from emo_mlflow.settings.tables import ALIGN
-from emo_mlflow.tracking.outcome import Metrics, Outcome, write_config
-from emo_mlflow.types import FloatArray, Pairing, Prompt, Tokens
+from emo_mlflow.tracking.outcome import Outcome, write_config
+from emo_mlflow.tracking.values import Values
+from emo_mlflow.types import FloatArray, Prompt, Tokens
 
 EVERY = 10**9  # test prompts: all that there are
 
@@ -42,7 +42,6 @@ def run_align(settings: AlignSettings, out: Path) -> Outcome:
     Raises:
         UserError: for anything that the user can mend, before a model is loaded where it can be known by then.
     """
-    _check_choices(settings)
     device, specs = pick_device(settings.device), [resolve(name) for name in (settings.model_a, settings.model_b)]
     prompts = load_prompts(settings.dataset, emotions=settings.emotions, max_samples=EVERY, seed=settings.seed)
     settings = replace(settings, emotions=prompts.emotions)
@@ -57,7 +56,7 @@ def run_align(settings: AlignSettings, out: Path) -> Outcome:
     tables = Aligner(settings, labels, prompts.reference, a, b).run()
     facts = _facts(prompts, a, b)
     out.mkdir(parents=True, exist_ok=True)
-    tables.overlap.to_parquet(out / "overlap.parquet", index=False)
+    OVERLAP.write(tables.overlap, out / "overlap.parquet")
     for name in ("overlap", "maps", "directions"):
         write_csv(getattr(tables, name), out / f"{name}.csv")
     metadata = {"fit_hash": str(facts["fit_hash"]), "model_fingerprint": b.fingerprint, **b.identity}
@@ -72,15 +71,6 @@ def run_align(settings: AlignSettings, out: Path) -> Outcome:
         metrics=_metrics(tables),
         lines=tuple(_lines(settings, tables, a, b)),
     )
-
-
-def _check_choices(settings: AlignSettings) -> None:
-    if settings.map not in MAPS:
-        raise UserError(f"map={settings.map!r} is not one of {', '.join(MAPS)}")
-    if settings.unit not in get_args(Pairing):
-        raise UserError(f"unit={settings.unit!r} is neither {' nor '.join(get_args(Pairing))}")
-    if settings.depths < 1 or settings.n_permutations < 1 or settings.n_random < 1:
-        raise UserError("depths, n_random and n_permutations must be at least 1")
 
 
 def collect(spec: ModelSpec, settings: AlignSettings, prompts: PromptSet, device: torch.device) -> States:
@@ -152,7 +142,7 @@ def _facts(prompts: PromptSet, a: States, b: States) -> dict[str, object]:
     }
 
 
-def _metrics(tables: AlignTables) -> Metrics:
+def _metrics(tables: AlignTables) -> Values:
     found: list[tuple[str, float, int]] = []
     for row in matched(tables.overlap).to_dict("records"):
         for name in ("overlap", "overlap_before", "null_mean", "permuted_mean", "ceiling"):
@@ -182,4 +172,4 @@ def _lines(settings: AlignSettings, tables: AlignTables, a: States, b: States) -
     yield ""
 
 
-TASK = Task("align", "alignment", "model_b", ALIGN, AlignSettings, run_align)
+TASK = Task("align", "alignment", "model_b", AlignSettings, run_align)

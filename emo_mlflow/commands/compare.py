@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from emo_mlflow.comparison import Comparison, Source, compare_sweeps
@@ -13,33 +12,13 @@ from emo_mlflow.errors import UserError
 from emo_mlflow.report.comparison import check_language, write_comparison
 from emo_mlflow.report.comparison_text import answer
 from emo_mlflow.report.texts import texts
+from emo_mlflow.settings.compare import CompareSettings
+from emo_mlflow.settings.declared import read
+from emo_mlflow.settings.tables import COMPARE
 from emo_mlflow.sweep.files import check_cells
 from emo_mlflow.tracking.comparison import ComparisonRun
 from emo_mlflow.tracking.reading import Sweep, find_sweeps, load_compared
-from emo_mlflow.types import Say
-
-
-@dataclass(frozen=True)
-class CompareRequest:
-    """What to compare and how.
-
-    Attributes:
-        runs: ids of sweeps; of alignments too, which k-selection reads. Empty: by experiment and filter.
-        experiment: whose newest finished sweep of each model is taken; None for MLflow's active one.
-        phase: of those sweeps: residual for sweeps of directions, head for sweeps over heads.
-        filter: a further MLflow filter on the sweeps to take.
-        family: `comparison`, or columns that divide the tests into families.
-        language: of the report, en or ja.
-    """
-
-    runs: tuple[str, ...] = ()
-    experiment: str | None = None
-    phase: str = "residual"
-    filter: str | None = None
-    family: str = WHOLE
-    language: str = "en"
-    n_bootstrap: int = 2000
-    seed: int = 0
+from emo_mlflow.types import N_BOOTSTRAP, Say
 
 
 def compare(
@@ -47,7 +26,7 @@ def compare(
     *,
     family: str = WHOLE,
     tracking_uri: str | None = None,
-    n_bootstrap: int = 2000,
+    n_bootstrap: int = N_BOOTSTRAP,
     seed: int = 0,
 ) -> Comparison:
     """Compares finished sweeps; nothing is logged.
@@ -63,45 +42,33 @@ def compare(
         UserError: for a run that is missing, deleted, unfinished, or no sweep; and for sweeps that cannot be compared.
     """
     parse_family(family)
-    ids = split_ids(run_ids) if isinstance(run_ids, str) else tuple(run_ids)
+    ids = read({"runs": COMPARE["runs"]}, {"runs": run_ids})["runs"] if isinstance(run_ids, str) else tuple(run_ids)
     sweeps, alignments = load_compared(ids, tracking_uri)
     return compare_sweeps([source_of(sweep) for sweep in sweeps], family, alignments, n_bootstrap, seed)
 
 
-def run_comparison(request: CompareRequest, tracking_uri: str | None, log_to: str | None, say: Say) -> str:
+def run_comparison(settings: CompareSettings, tracking_uri: str | None, log_to: str | None, say: Say) -> str:
     """Compares, writes the report, and logs everything as one MLflow run in experiment `log_to`; returns its id.
 
     Raises:
         UserError: as `compare`; and for a language without words or font, before anything is read.
     """
     with ComparisonRun.open(tracking_uri, log_to) as run:
-        check_language(request.language)
-        ids = request.runs or newest_sweeps(
-            run.experiment_name(request.experiment), request.filter, tracking_uri, request.phase
+        check_language(settings.language)
+        ids = settings.runs or newest_sweeps(
+            run.experiment_name(settings.from_experiment or log_to), settings.filter, tracking_uri, settings.phase
         )
         comparison = compare(
-            ids, family=request.family, tracking_uri=tracking_uri, n_bootstrap=request.n_bootstrap, seed=request.seed
+            ids, family=settings.family, tracking_uri=tracking_uri, n_bootstrap=settings.n_bootstrap, seed=settings.seed
         )
-        settings = {name: getattr(request, name) for name in ("family", "language", "n_bootstrap", "seed")}
+        shown = {name: getattr(settings, name) for name in ("family", "language", "n_bootstrap", "seed")}
         with tempfile.TemporaryDirectory() as folder:
-            write_comparison(comparison, Path(folder), request.language)
-            run.log(comparison, Path(folder), settings)
-    for line in summary_lines(comparison, request.language):
+            write_comparison(comparison, Path(folder), settings.language)
+            run.log(comparison, Path(folder), shown)
+    for line in summary_lines(comparison, settings.language):
         say(line)
     say(f"Report     {run.artifact_uri}/report.html")
     return run.run_id
-
-
-def split_ids(text: str) -> tuple[str, ...]:
-    """Run ids from a text with commas.
-
-    Raises:
-        UserError: for an empty item.
-    """
-    ids = tuple(part.strip() for part in text.split(","))
-    if not all(ids):
-        raise UserError(f"runs={text!r} has an empty item: separate run ids with single commas")
-    return ids
 
 
 def newest_sweeps(

@@ -1,21 +1,19 @@
-"""Checks to findings to lines: a check that fails is a finding like any other, and one that waits has a limit."""
+"""Checks to findings to lines: a check that fails is a finding like any other."""
 
 from __future__ import annotations
 
 import platform
 import textwrap
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Literal
 
 from emo_mlflow import __version__
-
-T = TypeVar("T")
+from emo_mlflow.errors import reason_of
 
 Level = Literal["ok", "note", "FAIL"]
 LEVELS: tuple[Level, ...] = ("ok", "note", "FAIL")
-WIDTH = 110
+WIDTH, LONGEST = 110, 220  # characters of a line, and of an error
 REINSTALL = 'install the package again in a fresh environment: python -m venv env, env/bin/pip install "emo_mlflow"'
 
 
@@ -55,38 +53,7 @@ def examine(checks: Iterable[Check]) -> Iterator[Diagnosis]:
         try:
             yield from list(check.look())
         except Exception as error:
-            yield Diagnosis(check.name, "FAIL" if check.needed else "note", one_line(error), check.advice)
-
-
-def one_line(error: BaseException) -> str:
-    """What an error says, in one line of readable length."""
-    text = " ".join(str(error).split())
-    return textwrap.shorten(f"{type(error).__name__}: {text}" if text else type(error).__name__, 240)
-
-
-def within(seconds: float, work: Callable[[], T]) -> T:
-    """The result of `work`, or its error, if it comes in time; what waits for a network may not.
-
-    Raises:
-        TimeoutError: if it does not.
-    """
-    answers: list[T] = []
-    errors: list[Exception] = []
-
-    def run() -> None:
-        try:
-            answers.append(work())
-        except Exception as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if errors:
-        raise errors[0]
-    if not answers:
-        raise TimeoutError(f"no answer within {seconds:g} seconds")
-    return answers[0]
+            yield Diagnosis(check.name, "FAIL" if check.needed else "note", f"{type(error).__name__}: {reason_of(error, LONGEST)}", check.advice)
 
 
 def lines_of(finding: Diagnosis, name_width: int) -> list[str]:

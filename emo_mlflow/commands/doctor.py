@@ -18,7 +18,8 @@ from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, distribution, metadata, requires, version
 from pathlib import Path
 
-from emo_mlflow.commands.diagnosis import Check, Diagnosis, report, within
+from emo_mlflow.commands.diagnosis import Check, Diagnosis, report
+from emo_mlflow.common.deadline import within
 
 DISTRIBUTION = "emo_mlflow"
 NETWORK_SECONDS = 5.0

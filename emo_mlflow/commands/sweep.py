@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from emo_mlflow.common.cache_folder import cache_folder
 from emo_mlflow.errors import UserError
-from emo_mlflow.settings.sweep import HeadConfig, SweepConfig, make_config
+from emo_mlflow.settings.sweep import SweepConfig, SweepSettings, make_config
 from emo_mlflow.sweep.resume import (
     discard,
     is_run_id,
@@ -53,7 +53,7 @@ class SweepRequest:
     tracking_uri: str | None
     experiment: str | None
     say: Say
-    make: Callable[[str, Mapping[str, str]], SweepConfig] = make_config
+    make: Callable[[str, Mapping[str, str]], SweepSettings] = make_config
 
 
 def run_sweep_session(
@@ -62,7 +62,7 @@ def run_sweep_session(
     tracking_uri: str | None,
     experiment: str | None,
     say: Say,
-    make: Callable[[str, Mapping[str, str]], SweepConfig] = make_config,
+    make: Callable[[str, Mapping[str, str]], SweepSettings] = make_config,
 ) -> None:
     """Does a sweep and logs it; on a user's mistake the run that `mlflow run` made, if any, says what it was.
 
@@ -80,14 +80,14 @@ def run_sweep_session(
     request = SweepRequest(profile, {name: text for name, text in given.items() if text}, tracking_uri, experiment, say, make)
     with own_retries(), _terminable():
         try:
-            config = make(profile, request.given)
-            if config.resume in ("none", "auto"):
+            settings = make(profile, request.given)
+            if settings.resume in ("none", "auto"):
                 check_store(tracking_uri)
-                _start(config, request)
-            elif is_run_id(config.resume):
-                _resume(config.resume, request)
+                _start(settings, request)
+            elif is_run_id(settings.resume):
+                _resume(settings.resume, request)
             else:
-                raise UserError(f"resume={config.resume!r} is neither none, auto nor the id of a run: ids have 32 hexadecimal digits")
+                raise UserError(f"resume={settings.resume!r} is neither none, auto nor the id of a run: ids have 32 hexadecimal digits")
         except UserError as error:
             mark_failed(str(error), tracking_uri)
             raise
@@ -110,13 +110,13 @@ def _terminable() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _start(config: SweepConfig, request: SweepRequest) -> None:
+def _start(settings: SweepSettings, request: SweepRequest) -> None:
     """Begins a sweep, or goes on with one of the same work if `resume=auto` finds it."""
     from emo_mlflow.tracking.sweep_run import has_run
 
-    plan = _plan(config, request.tracking_uri)
+    plan = _plan(settings, request.tracking_uri)
     found = unfinished(work_id(plan), partial(has_run, tracking_uri=request.tracking_uri))
-    if found and config.resume == "auto":
+    if found and settings.resume == "auto":
         request.say(f"Resuming   {found}")
         with sole_worker(found):
             _go_on(plan, found, request)
@@ -140,17 +140,15 @@ def _resume(run_id: str, request: SweepRequest) -> None:
         _go_on(_plan(request.make(profile, given), request.tracking_uri), run_id, request)
 
 
-def _plan(config: SweepConfig, tracking_uri: str | None) -> Plan:
+def _plan(settings: SweepSettings, tracking_uri: str | None) -> Plan:
     from emo_mlflow.cluster.connection import check_ray
-    from emo_mlflow.sweep.heads import make_head_plan
     from emo_mlflow.sweep.plan import make_plan, prepare
     from emo_mlflow.tracking.sweep_run import fetch_directions
 
-    directions = None if config.directions == "fit" else fetch_directions(config.directions, tracking_uri)
-    if config.engine == "ray":
-        check_ray(config.ray_address)
-    inputs = prepare(config, directions)
-    return make_head_plan(inputs) if isinstance(config, HeadConfig) else make_plan(inputs)
+    directions = None if settings.directions == "fit" else fetch_directions(settings.directions, tracking_uri)
+    if settings.engine == "ray":
+        check_ray(settings.ray_address)
+    return make_plan(prepare(settings, directions))
 
 
 def _upload_finished(run_id: str, request: SweepRequest) -> bool:
@@ -173,31 +171,43 @@ def _go_on(plan: Plan, run_id: str, request: SweepRequest) -> None:
 
 
 def _work(plan: Plan, run_id: str | None, request: SweepRequest) -> None:
-    """Announces, runs and logs; `run_id` is that of the run to go on with, which this process holds."""
-    from emo_mlflow.report.sweep import summary_lines
+    """Does what is left of a sweep and logs it; `run_id` is that of the run to go on with, which this process holds."""
+    plan, lines = _fix_packs(plan, run_id)
+    with _held_run(plan.config, run_id, request) as tracked:
+        spool = _begin(plan, tracked, request)
+        for line in (f"Run        {tracked.run_id}", *lines):
+            request.say(line)
+        _finish(_compute(plan, spool, tracked), tracked, request.say)
+    for line in tracked.hints():
+        request.say(line)
+
+
+@contextmanager
+def _held_run(config: SweepConfig, run_id: str | None, request: SweepRequest) -> Iterator[SweepRun]:
+    """The run to go on with, or a new one, open and held by this process alone; an interrupt says how to go on."""
     from emo_mlflow.tracking.sweep_run import SweepRun
 
-    uri, say = request.tracking_uri, request.say
-    plan, lines = _fix_packs(plan, run_id)
-    opened = SweepRun.open(plan.config, tracking_uri=uri, experiment=request.experiment, run_id=run_id, say=say)
+    opened = SweepRun.open(
+        config, tracking_uri=request.tracking_uri, experiment=request.experiment, run_id=run_id, say=request.say
+    )
     with ExitStack() as stack, opened as tracked:
         if run_id is None:
             stack.enter_context(sole_worker(tracked.run_id))
         try:
-            spool = _begin(plan, tracked, request)
-            for line in (f"Run        {tracked.run_id}", *lines):
-                say(line)
-            result = _compute(plan, spool, tracked)
-            for line in summary_lines(result):
-                say(line)
-            tracked.log(result, record_folder(tracked.run_id))
+            yield tracked
         except KeyboardInterrupt:
-            command = "heads" if isinstance(plan.config, HeadConfig) else "sweep"
-            say(f"Stopped; what was finished is kept. Go on with: emo-mlflow {command} --resume {tracked.run_id}")
+            request.say(f"Stopped; what was finished is kept. Go on with: emo-mlflow {config.kind} --resume {tracked.run_id}")
             raise
-        discard(spool_folder(tracked.run_id))
-    for line in tracked.hints():
+
+
+def _finish(result: SweepResult, tracked: SweepRun, say: Say) -> None:
+    """Says what was found, logs it, and removes what was kept."""
+    from emo_mlflow.report.sweep import summary_lines
+
+    for line in summary_lines(result):
         say(line)
+    tracked.log(result, record_folder(tracked.run_id))
+    discard(spool_folder(tracked.run_id))
 
 
 def _fix_packs(plan: Plan, run_id: str | None) -> tuple[Plan, list[str]]:

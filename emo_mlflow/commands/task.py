@@ -1,4 +1,4 @@
-"""What `vectors` and `align` share: parameters to settings to work, and what it made into one MLflow run."""
+"""What commands share: parameters to settings, and, for `vectors` and `align`, to work and one MLflow run."""
 
 from __future__ import annotations
 
@@ -8,13 +8,28 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from emo_mlflow.errors import UserError
-from emo_mlflow.settings.parsing import Parameter, read
+from emo_mlflow.settings.declared import read, table_of
 from emo_mlflow.tracking.lifecycle import mark_failed
 from emo_mlflow.tracking.outcome import Outcome, run_and_log
 from emo_mlflow.tracking.store import check_store
 from emo_mlflow.types import Say
 
 S = TypeVar("S")
+
+
+def settings_from(settings: type[S], given: Mapping[str, str | None], tracking_uri: str | None) -> S:
+    """Settings from texts, once the store answers.
+
+    Raises:
+        UserError: for anything that the user can mend; the run that `mlflow run` made, if any, says what it was.
+    """
+    try:
+        found = settings(**read(table_of(settings), given))
+        check_store(tracking_uri)
+    except UserError as error:
+        mark_failed(str(error), tracking_uri)
+        raise
+    return found
 
 
 @dataclass(frozen=True)
@@ -29,8 +44,7 @@ class Task(Generic[S]):
     name: str
     kind: str
     model: str
-    parameters: Mapping[str, Parameter]
-    settings: Callable[..., S]
+    settings: type[S]
     work: Callable[[S, Path], Outcome]
 
     def run(self, given: Mapping[str, str | None], tracking_uri: str | None, experiment: str | None, say: Say) -> str:
@@ -39,11 +53,6 @@ class Task(Generic[S]):
         Raises:
             UserError: for anything that the user can mend; the run that `mlflow run` made, if any, says what it was.
         """
-        try:
-            settings = self.settings(**read(self.parameters, given))
-            check_store(tracking_uri)
-        except UserError as error:
-            mark_failed(str(error), tracking_uri)
-            raise
+        settings = settings_from(self.settings, given, tracking_uri)
         model = str(getattr(settings, self.model))
         return run_and_log(lambda out: self.work(settings, out), self.kind, self.name, model, tracking_uri, experiment, say)

@@ -6,7 +6,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 import pandas as pd
@@ -22,7 +21,6 @@ from emo_mlflow.directions.files import save_directions
 from emo_mlflow.directions.fitting import choose_direction
 from emo_mlflow.directions.readouts import judge, method_named
 from emo_mlflow.directions.subspaces import Subspaces, check_components, fit_subspaces, stability
-from emo_mlflow.errors import UserError
 from emo_mlflow.models.blocks import BlockStack
 from emo_mlflow.models.families import identity_of
 from emo_mlflow.models.loading import LoadedModel, check, load
@@ -31,10 +29,10 @@ from emo_mlflow.models.tokens import encode
 from emo_mlflow.prompts.selection import PromptSet, fit_hash, load_prompts
 from emo_mlflow.report.vectors import write_vectors_report
 from emo_mlflow.settings.direction_choice import parse_direction
-from emo_mlflow.settings.tables import VECTORS
 from emo_mlflow.settings.vectors import VectorSettings
-from emo_mlflow.tracking.outcome import Metrics, Outcome, write_config
-from emo_mlflow.types import Aggregation, Direction, FloatArray
+from emo_mlflow.tracking.outcome import Outcome, write_config
+from emo_mlflow.tracking.values import Values
+from emo_mlflow.types import Direction, FloatArray
 
 CHANCE = 0.5
 
@@ -60,8 +58,6 @@ def run_vectors(settings: VectorSettings, out: Path) -> Outcome:
     Raises:
         UserError: for anything that the user can mend, before the model is loaded where it can be known by then.
     """
-    if settings.aggregation not in get_args(Aggregation):
-        raise UserError(f"aggregation={settings.aggregation!r} is not one of {', '.join(get_args(Aggregation))}")
     device, spec = pick_device(settings.device), resolve(settings.model)
     prompts = load_prompts(settings.dataset, emotions=settings.emotions, max_samples=1, seed=settings.seed)
     settings = replace(settings, emotions=prompts.emotions)
@@ -148,7 +144,7 @@ def _save_tensors(
         save_file({"activations": means}, str(out / "activations.safetensors"), metadata=described)
 
 
-def _metrics(tables: VectorTables) -> Metrics:
+def _metrics(tables: VectorTables) -> Values:
     found = [
         (f"readout.{figure}.{row['method']}.{row['emotion']}", float(row[figure]), int(row["layer"]))
         for row in tables.readout.to_dict("records")
@@ -185,4 +181,4 @@ def chance_layers(rows: pd.DataFrame) -> Sequence[int]:
     return [int(layer) for layer in rows.loc[rows["accuracy_low"] <= CHANCE, "layer"]]
 
 
-TASK = Task("vectors", "vectors", "model", VECTORS, VectorSettings, run_vectors)
+TASK = Task("vectors", "vectors", "model", VectorSettings, run_vectors)

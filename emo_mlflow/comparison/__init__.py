@@ -19,6 +19,7 @@ from emo_mlflow.comparison.rows import records
 from emo_mlflow.comparison.selectivity import selectivity
 from emo_mlflow.comparison.sources import Note, Source, check
 from emo_mlflow.comparison.tradeoff import fluency_breaks, recommendations, tradeoff
+from emo_mlflow.types import N_BOOTSTRAP
 
 __all__ = ["Comparison", "Note", "Source", "compare_sweeps"]
 
@@ -67,7 +68,7 @@ def compare_sweeps(
     sources: Sequence[Source],
     family: str = WHOLE,
     alignments: Sequence[pd.DataFrame] = (),
-    n_bootstrap: int = 2000,
+    n_bootstrap: int = N_BOOTSTRAP,
     seed: int = 0,
 ) -> Comparison:
     """Compares finished sweeps.

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pandas as pd
 
 from emo_mlflow.errors import UserError
+from emo_mlflow.settings.compare import WHOLE
 from emo_mlflow.statistics import corrected
 
-WHOLE = "comparison"
 COLUMNS = ("model", "emotion", "layer", "head", "alpha", "scope", "patch_window", "metric")
 SIGNIFICANT = 0.05
 

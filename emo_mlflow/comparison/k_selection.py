@@ -7,12 +7,13 @@ import pandas as pd
 
 from emo_mlflow.errors import UserError
 from emo_mlflow.statistics import paired_effects
+from emo_mlflow.types import N_BOOTSTRAP
 
 GROUP = ["model_a", "model_b", "emotion", "k"]
 NEEDED = [*GROUP, "layer_a", "layer_b", "overlap", "null_mean", "null_q95"]
 
 
-def k_selection(overlap: pd.DataFrame, n_bootstrap: int = 2000, seed: int = 0) -> pd.DataFrame:
+def k_selection(overlap: pd.DataFrame, n_bootstrap: int = N_BOOTSTRAP, seed: int = 0) -> pd.DataFrame:
     """Overlap over pairs of layers, a row per pair of models, emotion and k.
 
     Args:

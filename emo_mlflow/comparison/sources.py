@@ -12,24 +12,10 @@ import pandas as pd
 from emo_mlflow.common.names import one_line
 from emo_mlflow.errors import UserError
 from emo_mlflow.scoring.targets import expected_sign
+from emo_mlflow.settings.tables import PARAMETERS
 
 # Settings whose difference between two sweeps makes a difference between their texts.
-SETTINGS = (
-    "scope",
-    "patch_window",
-    "alpha_unit",
-    "alpha_schedule",
-    "site",
-    "operation",
-    "sequence_length",
-    "min_new_tokens",
-    "temperature",
-    "prepend_bos",
-    "direction",
-    "directions",
-    "dtype",
-    "seed",
-)
+SETTINGS = tuple(sorted((name for name, item in PARAMETERS.items() if item.apart), key=lambda name: PARAMETERS[name].apart))
 
 
 @dataclass(frozen=True)

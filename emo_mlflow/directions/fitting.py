@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -13,23 +12,7 @@ from emo_mlflow.directions.subspaces import check_components, fit_subspaces
 from emo_mlflow.errors import UserError
 from emo_mlflow.models.blocks import BlockStack
 from emo_mlflow.settings.direction_choice import parse_direction, parse_method
-from emo_mlflow.types import Aggregation, Direction, FloatArray, Prompt, Site, Tokens
-
-
-@dataclass(frozen=True, eq=False)
-class Fit:
-    """What fitting gave.
-
-    Attributes:
-        directions: by emotion.
-        residual_norms: float32 [n_layers], the mean norm of the residual stream at the site, over texts and their tokens.
-        accuracy: by emotion, float32 [n_layers]: how well the projection on the direction tells the emotion's texts from the
-            reference's when each text is judged by a direction and a threshold fitted without its fold of the texts.
-    """
-
-    directions: dict[str, Direction]
-    residual_norms: FloatArray
-    accuracy: dict[str, FloatArray] = field(default_factory=dict)
+from emo_mlflow.types import Aggregation, Direction, Fit, FloatArray, Prompt, Site, Tokens
 
 
 def choose_direction(

@@ -10,7 +10,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 
-from emo_mlflow.errors import UserError
+from emo_mlflow.errors import UserError, reason_of
 from emo_mlflow.types import FloatArray
 
 ARCHITECTURE = "controlvector"
@@ -89,8 +89,3 @@ def vectors_by_block(path: Path, tensors: Mapping[str, np.ndarray]) -> dict[int,
             f"{path} has {'no vectors' if not widths else f'vectors of different widths: {sorted(widths)}'}"
         )
     return found
-
-
-def reason_of(error: BaseException) -> str:
-    """What a reader's error says, in one line."""
-    return str(error).splitlines()[0][:200] if str(error) else type(error).__name__

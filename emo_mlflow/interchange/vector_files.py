@@ -12,8 +12,8 @@ from safetensors import SafetensorError, safe_open
 
 from emo_mlflow.common.names import check_name
 from emo_mlflow.directions.files import load_directions, save_directions
-from emo_mlflow.errors import UserError
-from emo_mlflow.interchange.control_vectors import UNREADABLE, read_gguf, reason_of, vectors_by_block, write_gguf
+from emo_mlflow.errors import UserError, reason_of
+from emo_mlflow.interchange.control_vectors import UNREADABLE, read_gguf, vectors_by_block, write_gguf
 from emo_mlflow.interchange.lm_eval import write_lm_eval
 from emo_mlflow.models.families import blocks_below_base_of, identity_of
 from emo_mlflow.models.loading import check, load

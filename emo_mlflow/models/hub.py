@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from pathlib import Path
 
 from huggingface_hub import HfApi, ModelInfo, snapshot_download
@@ -16,7 +15,8 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from emo_mlflow.errors import UserError
+from emo_mlflow.common.deadline import within
+from emo_mlflow.errors import UserError, reason_of
 from emo_mlflow.models.weights import INDEX, SINGLE, count_parameters, read_headers, weight_names
 
 REQUEST_SECONDS = 4.0
@@ -100,26 +100,17 @@ def _ask(repo: str, revision: str | None) -> ModelInfo:
         _OutOfReachError: if it does not answer in time.
         UserError: if it says no.
     """
-    answers: list[ModelInfo] = []
-    errors: list[Exception] = []
 
-    def ask() -> None:
-        try:
-            info = HfApi().model_info(repo, revision=revision, timeout=REQUEST_SECONDS)
-            if info.gated:
-                HfApi().auth_check(repo)
-            answers.append(info)
-        except Exception as error:  # handed to the thread that waits, which tells them apart
-            errors.append(error)
+    def ask() -> ModelInfo:
+        info = HfApi().model_info(repo, revision=revision, timeout=REQUEST_SECONDS)
+        if info.gated:
+            HfApi().auth_check(repo)
+        return info
 
-    asking = threading.Thread(target=ask, daemon=True)
-    asking.start()
-    asking.join(DEADLINE_SECONDS)
-    if answers:
-        return answers[0]
-    if not errors:
-        raise _OutOfReachError(f"the hub did not answer within {DEADLINE_SECONDS:.0f} seconds")
-    raise _explained(errors[0], repo, revision)
+    try:
+        return within(DEADLINE_SECONDS, ask)
+    except Exception as error:  # whose type depends on the HTTP library that the hub's client is built on
+        raise _explained(error, repo, revision) from None
 
 
 def _explained(error: Exception, repo: str, revision: str | None) -> UserError | _OutOfReachError:
@@ -131,13 +122,12 @@ def _explained(error: Exception, repo: str, revision: str | None) -> UserError |
     if isinstance(error, RevisionNotFoundError):
         return UserError(f"{repo} has no revision {revision!r} on the hub")
     if isinstance(error, HFValidationError):
-        return UserError(f"{repo!r} is not a hub id: {_one_line(error)}")
+        return UserError(f"{repo!r} is not a hub id: {reason_of(error)}")
+    if isinstance(error, TimeoutError):
+        return _OutOfReachError(f"the hub did not answer within {DEADLINE_SECONDS:.0f} seconds")
     if isinstance(error, OfflineModeIsEnabled):
         return _OutOfReachError("HF_HUB_OFFLINE is set")
     if isinstance(error, HfHubHTTPError):
-        return _OutOfReachError(f"the hub answered: {_one_line(error)}")
-    return _OutOfReachError(f"the hub cannot be reached ({type(error).__name__}: {_one_line(error)})")
+        return _OutOfReachError(f"the hub answered: {reason_of(error)}")
+    return _OutOfReachError(f"the hub cannot be reached ({type(error).__name__}: {reason_of(error)})")
 
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:160]

@@ -14,7 +14,7 @@ from transformers.activations import NewGELUActivation
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from emo_mlflow.common.machine import free_memory
-from emo_mlflow.errors import UserError
+from emo_mlflow.errors import UserError, reason_of
 from emo_mlflow.models import embedded as embedded_model
 from emo_mlflow.models.folder import check_depth, read_config, why_no_tokenizer
 from emo_mlflow.models.hub import check_hub, hub_folder
@@ -59,14 +59,13 @@ class LoadedModel:
 def check(spec: ModelSpec, device: torch.device = CPU, dtype: torch.dtype = torch.float32) -> None:
     """Refuses what cannot be loaded, before anything is: no weights to be had, wrong format, not enough memory.
 
-    Answers within ten seconds, except that the embedded model is fetched here (93 MB) if it is not in the cache.
+    Answers within ten seconds, and fetches nothing.
 
     Raises:
         UserError: saying what is wrong and what the choices are.
     """
     if spec.source == "embedded":
         _check_memory(spec, embedded_model.N_PARAMETERS, device, dtype)
-        embedded_model.fetch()
     elif spec.source == "hub":
         n_parameters = _with_choices(check_hub, spec)
         if n_parameters is not None:
@@ -147,7 +146,7 @@ def _load_model(folder: Path, device: torch.device, dtype: torch.dtype) -> PreTr
             output_loading_info=True,
         )
     except Exception as error:  # a configuration can be wrong in as many ways as its reader has lines
-        raise UserError(f"{folder} cannot be loaded as a causal language model: {_one_line(error)}") from None
+        raise UserError(f"{folder} cannot be loaded as a causal language model: {reason_of(error)}") from None
     model, found = loaded
     if missing := sorted(found["missing_keys"]):
         raise UserError(f"{folder}: {len(missing)} tensors of {type(model).__name__} are missing, such as {missing[0]}")
@@ -167,9 +166,6 @@ def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except Exception as error:  # the tokenizers library raises plain Exception
-        reason = why_no_tokenizer(folder, _one_line(error))
+        reason = why_no_tokenizer(folder, reason_of(error))
         raise UserError(f"{folder} has no tokenizer that can be loaded: {reason}") from None
 
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__

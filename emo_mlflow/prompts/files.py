@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from emo_mlflow.common.names import check_name, shown
-from emo_mlflow.errors import UserError
+from emo_mlflow.errors import UserError, reason_of
 from emo_mlflow.types import Role
 
 SUFFIXES = (".jsonl", ".csv", ".parquet")
@@ -62,8 +62,7 @@ def _records(path: Path) -> list[tuple[str, _Record]]:
     except UnicodeDecodeError as error:
         raise UserError(f"{path.name} is not UTF-8 (byte {error.start}): save it as UTF-8") from None
     except (pa.ArrowException, ValueError, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path.name} cannot be read as {suffix[1:]}: {reason}") from None
+        raise UserError(f"{path.name} cannot be read as {suffix[1:]}: {reason_of(error)}") from None
     return list((_json_lines if suffix == ".jsonl" else _csv_rows)(text, path.name))
 
 

@@ -18,15 +18,15 @@ from emo_mlflow.report.sweep import example_table, verdict, write_examples
 from emo_mlflow.scoring.targets import target_metric
 from emo_mlflow.steering.operations import HEAD_REPLACEMENTS
 from emo_mlflow.sweep.results import SweepResult
+from emo_mlflow.sweep.swept import SweptHeads
 
 STRONGEST = 12
 
 
-def write_heads_report(result: SweepResult, folder: Path) -> None:
+def write_heads_report(result: SweepResult, heads: SweptHeads, folder: Path) -> None:
     """Writes report.md, examples.json (MLflow's table format) and figures/*.png into `folder`."""
-    assert result.screen is not None
-    effects, target = result.screen.effects, result.screen.target_layer
-    tested, found = tested_heads(result), findings(result)
+    effects, target = heads.effects, heads.target_layer
+    tested, found = tested_heads(result, effects), findings(result)
     examples = example_table(result, found)
     write_examples(examples, folder)
     share = f"share of the emotion's displacement after block {target}"
@@ -68,15 +68,14 @@ def write_heads_report(result: SweepResult, folder: Path) -> None:
     (folder / "report.md").write_text(to_markdown(blocks), encoding="utf-8")
 
 
-def tested_heads(result: SweepResult) -> pd.DataFrame:
+def tested_heads(result: SweepResult, effects: pd.DataFrame) -> pd.DataFrame:
     """The conditions of emotions that have a metric of their own, with its mean_diff and d_z, NLL's rise, and their direct effects."""
-    assert result.screen is not None
     table = effect_table(result)
     metrics = set(table["metric"])
     own = table[[target_metric(e, metrics) == m for e, m in zip(table["emotion"], table["metric"], strict=True)]]
     nll = table[table["metric"] == "fluency.nll"].set_index("condition_id")["mean_diff"]
     own = own.assign(nll_rise=own["condition_id"].map(nll), layer=own["layer"].astype(int), head=own["head"].astype(int))
-    return own.merge(result.screen.effects, on=["emotion", "layer", "head"], how="left")
+    return own.merge(effects, on=["emotion", "layer", "head"], how="left")
 
 
 def _table(tested: pd.DataFrame) -> Table:

@@ -11,7 +11,8 @@ from emo_mlflow.report.blocks import Block, Bullets, Heading, Paragraph, Picture
 from emo_mlflow.report.figures import against_random, effect_against_fluency, heat_maps
 from emo_mlflow.report.findings import Finding, findings
 from emo_mlflow.report.style import save
-from emo_mlflow.sweep.results import KEYS, SweepResult
+from emo_mlflow.sweep.results import SweepResult
+from emo_mlflow.sweep.schemas import KEYS
 
 EXAMPLES_PER_EMOTION = 8
 IN_REPORT = 3
@@ -46,7 +47,7 @@ def verdicts(result: SweepResult) -> list[str]:
 
 def summary_lines(result: SweepResult) -> list[str]:
     """One screen for the terminal: per emotion its strongest condition."""
-    heads = result.screen is not None
+    heads = result.config.kind == "heads"
     setting = "head" if heads else "alpha"
     header = f"{'emotion':<12}{'metric':<26}{'layer':>5}{setting:>7}{'base':>7}{'patched':>9}{'diff':>7}{'d_z':>7}{'random':>8}{'NLL':>12}"
     lines = [

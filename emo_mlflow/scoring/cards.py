@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 import yaml
 
 from emo_mlflow.common.names import check_name, check_revision, file_stem, shown
-from emo_mlflow.errors import UserError
+from emo_mlflow.errors import UserError, reason_of
 from emo_mlflow.types import digest
 
 Activation = Literal["softmax", "sigmoid", "identity"]
@@ -128,7 +128,7 @@ def load_card(path: Path) -> Card:
     try:
         payload = _CardLoader(path.read_text(encoding="utf-8")).get_single_data()
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:  # a date that is none is a ValueError
-        raise UserError(f"cannot read the scorer card {path}: {' '.join(str(error).split())}") from None
+        raise UserError(f"cannot read the scorer card {path}: {reason_of(error)}") from None
     return parse_card(payload, str(path))
 
 
@@ -194,6 +194,7 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
 
 
 def _checked(cls: type[Card] | type[Head], payload: Any, where: str) -> dict[str, Any]:
+    # By hand: pydantic is no shorter once its errors are worded as a line that names the file and says what the key may be.
     if not isinstance(payload, dict):
         raise UserError(f"{where}: expected keys and values, found {type(payload).__name__}")
     known = {f.name: f for f in fields(cls)}

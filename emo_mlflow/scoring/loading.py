@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from emo_mlflow.errors import UserError
+from emo_mlflow.errors import UserError, reason_of
 from emo_mlflow.scoring.cards import EMBEDDED, SETS
 from emo_mlflow.scoring.onnx import choices, find_scorer, load_onnx
 from emo_mlflow.scoring.protocol import Scorer, Scorers
@@ -65,6 +65,6 @@ def _try(scorer: Scorer) -> None:
     try:
         scores: FloatArray = scorer.score(["", "I thank you."])
     except Exception as error:  # of ONNX Runtime, tokenizers or numpy, as the files have it
-        raise UserError(f"the scorer {scorer.name} cannot score: {' '.join(str(error).split())[:300]}") from None
+        raise UserError(f"the scorer {scorer.name} cannot score: {reason_of(error)}") from None
     if scores.shape != (2, len(scorer.metrics)) or not np.isfinite(scores).all():
         raise UserError(f"the scorer {scorer.name} does not give a finite score for each of {', '.join(scorer.metrics)}")

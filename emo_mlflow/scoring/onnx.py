@@ -17,7 +17,7 @@ from scipy.special import expit, softmax
 from tokenizers import Tokenizer
 
 from emo_mlflow.common.cache_folder import cache_folder
-from emo_mlflow.errors import UserError
+from emo_mlflow.errors import UserError, reason_of
 from emo_mlflow.scoring.cards import (
     CARD,
     EMBEDDED,
@@ -146,7 +146,7 @@ def load_onnx(folder: Path) -> OnnxScorer:
     try:
         session = ort.InferenceSession(contents[GRAPH], _session_options(), providers=available_providers())
     except Exception as error:  # ONNX Runtime's exceptions share no other base class
-        raise UserError(f"ONNX Runtime cannot load {folder / GRAPH}: {' '.join(str(error).split())[:300]}") from None
+        raise UserError(f"ONNX Runtime cannot load {folder / GRAPH}: {reason_of(error)}") from None
     _check_graph(card, session)
     return OnnxScorer(card, session, load_tokenizer(contents[TOKENIZER].decode(errors="replace"), card.max_length))
 
@@ -162,7 +162,7 @@ def load_tokenizer(text: str, max_length: int) -> Tokenizer:
         tokenizer.no_padding()
         tokenizer.enable_truncation(max_length)
     except Exception as error:  # the tokenizers library raises plain Exception
-        raise UserError(f"the scorer's {TOKENIZER} cannot be loaded: {' '.join(str(error).split())[:300]}") from None
+        raise UserError(f"the scorer's {TOKENIZER} cannot be loaded: {reason_of(error)}") from None
     return tokenizer
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -13,11 +13,11 @@ from emo_mlflow.comparison.responses import FLUENCY
 from emo_mlflow.comparison.tradeoff import how_broken
 from emo_mlflow.errors import UserError
 from emo_mlflow.scoring.targets import target_metric
+from emo_mlflow.sweep.results import condition_of
 from emo_mlflow.types import Condition, Scope
 
 # What an experimenter may name of a condition; the rest holds for a whole sweep.
 NAMED = ("layer", "alpha", "scope", "patch_window")
-SHARED = ("site", "operation", "alpha_unit", "alpha_schedule")
 
 
 @dataclass(frozen=True)
@@ -73,19 +73,16 @@ def choose(
         row, reason = fits.iloc[0], "the only one that fits" if len(table) == 1 else "asked for"
     else:
         row, reason = _best(emotion, fits, effects)
-    return measured(row.to_dict(), reason, config, effects)
+    return measured(row.to_dict(), reason, effects)
 
 
-def measured(row: Mapping[Any, Any], reason: str, config: Mapping[str, Any], effects: pd.DataFrame) -> Choice:
+def measured(row: Mapping[Any, Any], reason: str, effects: pd.DataFrame) -> Choice:
     """A row of the sweep's conditions as a choice.
 
     Raises:
         UserError: if this version of the package would run it under another id, so that it is not known to be the same.
     """
-    window = None if pd.isna(row["patch_window"]) else int(row["patch_window"])
-    shared = {name: config[name] for name in SHARED}
-    layer, alpha = int(row["layer"]), float(row["alpha"])
-    condition = Condition("emotion", row["emotion"], layer, alpha, scope=row["scope"], patch_window=window, **shared)
+    condition = condition_of(row)
     if condition.condition_id != row["condition_id"]:
         raise UserError(
             f"the sweep has this condition as {row['condition_id']}, and this version of emo_mlflow as {condition.condition_id}: "
@@ -164,5 +161,5 @@ def _unmeasured(emotion: str, wanted: Wanted, config: Mapping[str, Any], table: 
         window = wanted.patch_window or int(config["patch_window"][0])
     elif wanted.patch_window is not None:
         raise UserError(f"patch_window={wanted.patch_window} needs scope window; this is scope {scope}")
-    shared = {name: config[name] for name in SHARED}
-    return Condition("emotion", emotion, wanted.layer, wanted.alpha, scope=scope, patch_window=window, **shared)
+    another = condition_of(table.iloc[0].to_dict())
+    return replace(another, layer=wanted.layer, alpha=wanted.alpha, scope=scope, patch_window=window)

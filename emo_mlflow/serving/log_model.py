@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -13,10 +12,8 @@ from importlib.metadata import requires, version
 from pathlib import Path
 
 import mlflow
-import numpy as np
 import pandas as pd
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.models.model import ModelInfo
@@ -25,13 +22,14 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from packaging.requirements import Requirement
 
 from emo_mlflow import __version__
-from emo_mlflow.errors import UserError
+from emo_mlflow.errors import UserError, reason_of
 from emo_mlflow.models.names import ModelSpec, resolve
 from emo_mlflow.serving.condition_choice import Choice, Wanted, choose, measured, recommended
 from emo_mlflow.serving.steered_model import ARTIFACT, RECORDED, GenerationDefaults, Settings, save_steered
 from emo_mlflow.tracking.lifecycle import KIND, run_context
 from emo_mlflow.tracking.reading import Sweep, load_sweep
 from emo_mlflow.tracking.store import check_store, fetch, shown
+from emo_mlflow.tracking.values import log_values
 from emo_mlflow.types import Say
 
 SWEEP = "emo.sweep"
@@ -150,7 +148,7 @@ def _choice(request: LogRequest, client: MlflowClient, tracking_uri: str | None)
     table = _recommendations(request.comparison, tracking_uri)
     condition_id, reason = recommended(wanted.emotion, table[table["model"] == label])
     row = sweep.conditions[sweep.conditions["condition_id"] == condition_id].iloc[0]
-    return sweep, measured(row.to_dict(), reason, sweep.config, sweep.effects)
+    return sweep, measured(row.to_dict(), reason, sweep.effects)
 
 
 def _compared_sweep(comparison: str, run_id: str | None, client: MlflowClient) -> tuple[str, str]:
@@ -158,7 +156,7 @@ def _compared_sweep(comparison: str, run_id: str | None, client: MlflowClient) -
     try:
         run = client.get_run(comparison)
     except MlflowException as error:
-        raise UserError(f"there is no run {comparison!r} in this store: {str(error).splitlines()[0]}") from None
+        raise UserError(f"there is no run {comparison!r} in this store: {reason_of(error)}") from None
     if run.data.tags.get(KIND) != "comparison" or run.info.status != "FINISHED":
         what = run.data.tags.get(KIND, "run of something else")
         raise UserError(f"run {comparison} is no finished comparison but a {what} that is {run.info.status}")
@@ -176,7 +174,7 @@ def _recommendations(comparison: str, tracking_uri: str | None) -> pd.DataFrame:
     try:
         path = fetch(comparison, "recommendations.csv", tracking_uri)
     except (MlflowException, OSError) as error:
-        raise UserError(f"comparison {comparison} has no recommendations: {str(error).splitlines()[0]}") from None
+        raise UserError(f"comparison {comparison} has no recommendations: {reason_of(error)}") from None
     return pd.read_csv(path)
 
 
@@ -201,9 +199,7 @@ def _describe(client: MlflowClient, run_id: str, choice: Choice, settings: Setti
         "condition_id": choice.condition.condition_id,
         "chosen": choice.reason,
     }
-    now = int(time.time() * 1000)
-    metrics = [Metric(f"diff.{name}", value, now, 0) for name, value in choice.effects.items() if np.isfinite(value)]
-    client.log_batch(run_id, metrics=metrics, params=[Param(name, str(value)[:6000]) for name, value in params.items()])
+    log_values(client, run_id, params=params, metrics=[(f"diff.{name}", value, 0) for name, value in choice.effects.items()])
 
 
 def _log(folder: Path, settings: Settings, example: list[str], register: str | None) -> ModelInfo:

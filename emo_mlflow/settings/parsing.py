@@ -1,25 +1,15 @@
-"""Parameters as a person writes them: how each text is read, and what is said of one that cannot be."""
+"""Values as a person writes them: how each text is read, and what is said of one that cannot be."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 from emo_mlflow.errors import UserError
 from emo_mlflow.settings.direction_choice import parse_direction
 from emo_mlflow.settings.schedules import schedule_factors
-
-
-@dataclass(frozen=True)
-class Parameter:
-    """One parameter: how its text is read, what it means, and its default outside every profile."""
-
-    parse: Callable[[str], Any]
-    default: str
-    help: str
 
 
 def choice(*values: str) -> Callable[[str], str]:
@@ -92,6 +82,14 @@ def emotions(text: str) -> tuple[str, ...] | None:
     return None if text == "all" else tuple(items(text))
 
 
+def run_ids(text: str) -> tuple[str, ...]:
+    """Ids of runs between commas; a run that is named twice stays so, since that is a mistake to be told of."""
+    found = tuple(part.strip() for part in text.split(","))
+    if text and not all(found):
+        raise UserError("has an empty item: separate run ids with single commas")
+    return found if text else ()
+
+
 def layers(text: str) -> str:
     """A choice of layers, resolved once the model is known (`layers.resolve_layers`)."""
     part = r"\d{1,6}(-\d{1,6}(/[1-9]\d{0,5})?)?"
@@ -144,24 +142,3 @@ def needed(text: str) -> str:
 def as_it_is(text: str) -> str:
     """Any text."""
     return text
-
-
-def read(table: Mapping[str, Parameter], given: Mapping[str, str | None], defaults: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """The value of every parameter of a table, in its order; None and empty texts leave the default.
-
-    Args:
-        defaults: what a profile sets instead of the table's own defaults.
-
-    Raises:
-        UserError: naming the parameter, its value and what it may be.
-    """
-    if unknown := sorted(name for name, text in given.items() if text not in (None, "") and name not in table):
-        raise UserError(f"unknown parameter {unknown[0]!r}: there are {', '.join(table)}")
-    values: dict[str, Any] = {}
-    for name, parameter in table.items():
-        text = (given.get(name) or (defaults or {}).get(name) or parameter.default).strip()
-        try:
-            values[name] = parameter.parse(text)
-        except UserError as error:
-            raise UserError(f"{name}={text!r} {error}") from None
-    return values

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from emo_mlflow.errors import UserError
 from emo_mlflow.types import FloatArray
 
@@ -19,6 +17,8 @@ def schedule_factors(schedule: str, n_steps: int) -> FloatArray:
     Raises:
         UserError: if the text is none of these.
     """
+    import numpy as np  # not above: `emo-mlflow --help` does not wait for it
+
     steps = np.arange(n_steps, dtype=np.float64)
     name, _, argument = schedule.partition(":")
     problem = UserError(

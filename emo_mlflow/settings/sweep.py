@@ -1,99 +1,217 @@
-"""The settings of a sweep: as a person wrote them, with a profile's defaults, checked against each other."""
+"""The settings of a sweep, over directions or over heads: as a person wrote them, and as they are for a model."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, ClassVar, get_args
 
 from emo_mlflow.errors import UserError
-from emo_mlflow.settings.parsing import Parameter, read
-from emo_mlflow.settings.tables import HEADS, PARAMETERS, PROFILES, REPLACED_IN_FULL
+from emo_mlflow.settings.declared import parameter, read, table_of
+from emo_mlflow.settings.layers import resolve_layers
+from emo_mlflow.settings.parsing import (
+    as_it_is,
+    batch_size,
+    boolean,
+    choice,
+    direction,
+    each,
+    emotions,
+    integer,
+    layers,
+    number,
+    or_nothing,
+    ray_address,
+    schedule,
+    temperature,
+)
+from emo_mlflow.settings.profiles import DEFAULT, OF_HEADS, PROFILES
 from emo_mlflow.types import AlphaUnit, HeadOperation, Operation, Scope, Screen, Site, digest
 
 
-@dataclass(frozen=True)
-class SweepConfig:
-    """Everything that decides what a sweep computes and how. See `emo-mlflow sweep --help` for each.
+# fmt: off
+@dataclass(frozen=True, kw_only=True)
+class SweepFields:
+    """What both lives of a sweep's settings share, in the order of config.json. `batch_size` is None for "as fits the memory"."""
 
-    `layers` is a text such as `all/6` until the model is known, and then the layers themselves. `emotions` is None for "all in the
-    data set" until that is read. `batch_size` is None for "as fits the memory".
+    kind: ClassVar[str] = "sweep"
+
+    model: str = parameter(as_it_is, "smollm2-135m", "Model: a built-in name, a hub id (id@revision), or a local folder.", "what", of_child=True)
+    profile: str
+    dataset: str = parameter(as_it_is, "builtin", "Prompts: builtin, or a .jsonl, .csv or .parquet file with text, emotion, perhaps role.", "what")
+    emotions: Any
+    layers: Any
+    alphas: tuple[float, ...] = parameter(each(number), "1.0", "Strengths, such as 1.0 or -2,-1,0.5.", "how much")
+    alpha_unit: AlphaUnit = parameter(
+        choice(*get_args(AlphaUnit)), "vector", "Unit of alpha: the direction (vector), or the layer's mean norm (residual).", "how much",
+        of_child=True, apart=3,
+    )
+    alpha_schedule: str = parameter(
+        schedule, "constant", "Alpha over new tokens: constant, linear, exponential[:HALF_LIFE] or factors 1,0.5.", "how much", of_child=True, apart=4
+    )
+    scope: Scope = parameter(
+        choice(*get_args(Scope)), "window", "Positions: the last W new tokens (window), every new one (generated), all.", "where", apart=1
+    )
+    patch_window: tuple[int, ...] = parameter(each(integer(1)), "3", "W of scope window; a list is swept. Other scopes ignore it.", "where", apart=2)
+    site: Site = parameter(
+        choice(*get_args(Site)), "resid_pre", "Where in the block: before it (resid_pre) or after it (resid_post).", "where", of_child=True, apart=5
+    )
+    operation: Operation | HeadOperation = parameter(
+        choice(*get_args(Operation)), "add", "What is done: add, project_out, clamp, or add_keep_norm (the length is kept).", "what",
+        of_child=True, apart=6,
+    )
+    direction: str = parameter(
+        direction, "mean_diff", "What is fitted and injected: mean_diff, pc1 (pc2, ...), lda, logistic or subspace:K.", "what",
+        of_child=True, apart=11,
+    )
+    directions: str = parameter(as_it_is, "fit", "fit on the data set, or a run id or .safetensors file to take directions from.", "what", apart=12)
+    prepend_bos: bool = parameter(boolean, "true", "Put the model's document-start token in front of every text.", "what", of_child=True, apart=10)
+    sequence_length: int = parameter(integer(1), "30", "New tokens per text.", "how much", of_child=True, apart=7)
+    min_new_tokens: int = parameter(
+        or_nothing(integer(0)), "", "End-of-sequence is suppressed before this many; default: the whole length.", "how much", apart=8
+    )
+    max_samples: int = parameter(integer(1), "8", "Test prompts to continue, at most.", "how much", of_child=True)
+    samples_per_prompt: int = parameter(integer(1), "1", "Texts per prompt; more than one needs temperature above 0.", "how much", of_child=True)
+    temperature: float = parameter(temperature, "0", "0 is greedy decoding.", "how much", of_child=True, apart=9)
+    num_random: int = parameter(integer(0), "0", "Random control directions per condition.", "how much", of_child=True)
+    scorers: tuple[str, ...] = parameter(
+        each(as_it_is), "embedded", "embedded, hub, or names and folders of scorers, separated by commas.", "scoring"
+    )
+    score_prompt: bool = parameter(boolean, "false", "Score the prompt together with its continuation.", "scoring")
+    device: str = parameter(as_it_is, "auto", "auto, cpu, cuda, cuda:N or mps.", "running", how=True)
+    dtype: str = parameter(
+        choice("float32", "bfloat16", "float16"), "float32", "Number format of the weights; float32 is the reference.", "running",
+        of_child=True, apart=13,
+    )
+    batch_size: int | None = parameter(batch_size, "auto", "Rows decoded together, or auto: as fits the memory.", "running", how=True)
+    seed: int = parameter(integer(0), "0", "Seed of random controls, sampling and splits.", "running", of_child=True, apart=14)
+    child_runs: str = parameter(choice("auto", "all", "none"), "auto", "A child run per condition: auto stops past 200.", "logging", how=True)
+    resume: str = parameter(
+        as_it_is, "none", "none; the id of a run to go on with; or auto: an unfinished run of the same sweep, if there is one.", "running", how=True
+    )
+    engine: str = parameter(
+        choice("local", "ray"), "local", "What runs the stages: this process (local), or the machines of a Ray cluster (ray).", "running", how=True
+    )
+    ray_address: str = parameter(
+        ray_address, "local", "host:port of a Ray cluster's head, or local: one of this machine (in a Ray job: the job's).", "running", how=True
+    )
+
+    # fmt: on
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepSettings(SweepFields):
+    """Everything that decides what a sweep computes and how, as it was asked for. `emotions` is None for all in the data set."""
+
+    emotions: tuple[str, ...] | None = parameter(emotions, "all", "Emotions to inject, separated by commas, or all.", "what")
+    layers: str = parameter(layers, "all", "Layers: all, all/6 (every sixth), 0-11 or 0,3,6.", "where")
+
+    def resolved(self, emotions: tuple[str, ...], n_layers: int) -> SweepConfig:
+        """The settings for a model of that depth.
+
+        Raises:
+            UserError: for a layer that the model does not have.
+        """
+        return SweepConfig(**vars(self) | {"emotions": emotions, "layers": resolve_layers(self.layers, n_layers)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepConfig(SweepFields):
+    """The settings of a sweep for one data set and one model: which emotions, which layers."""
+
+    emotions: tuple[str, ...]
+    layers: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadFields:
+    """What is different where a sweep is over attention heads.
+
+    A head's output is replaced in full, so there are no strengths, sites or directions to choose: the first six are as they are.
     """
 
-    model: str
-    profile: str
-    dataset: str
-    emotions: tuple[str, ...] | None
-    layers: str | tuple[int, ...]
-    alphas: tuple[float, ...]
-    alpha_unit: AlphaUnit
-    alpha_schedule: str
-    scope: Scope
-    patch_window: tuple[int, ...]
-    site: Site
-    operation: Operation | HeadOperation
-    direction: str
-    directions: str
-    prepend_bos: bool
-    sequence_length: int
-    min_new_tokens: int
-    max_samples: int
-    samples_per_prompt: int
-    temperature: float
-    num_random: int
-    scorers: tuple[str, ...]
-    score_prompt: bool
-    device: str
-    dtype: str
-    batch_size: int | None
-    seed: int
-    child_runs: str
-    resume: str
-    engine: str
-    ray_address: str
+    kind: ClassVar[str] = "heads"
+
+    alphas: tuple[float, ...] = (1.0,)
+    alpha_unit: AlphaUnit = "vector"
+    alpha_schedule: str = "constant"
+    site: Site = "resid_pre"
+    direction: str = "mean_diff"
+    directions: str = "fit"
+    scope: Scope = parameter(
+        choice(*get_args(Scope)), "all", "Positions: the prompt too (all), every new one (generated), or the last W (window).", "where"
+    )
+    operation: Operation | HeadOperation = parameter(
+        choice(*get_args(HeadOperation)), "zero",
+        "What a head's output becomes: zero; its mean over neutral texts (mean); its mean over the emotion's (patch); "
+        "or, while texts of the emotion are continued, its mean over neutral ones (restore).",
+        "what",
+    )
+    num_random: int = parameter(integer(0), "0", "Control heads per emotion, drawn at random from the others of these layers.", "how much")
+    screen: Screen = parameter(
+        choice(*get_args(Screen)), "top", "Heads that generation tests: those of the largest direct effect (top), or all.", "where"
+    )
+    top: int = parameter(integer(1), "20", "How many heads per emotion with screen=top.", "where")
+    target_layer: Any
 
 
-@dataclass(frozen=True)
-class HeadConfig(SweepConfig):
-    """A sweep over attention heads. `target_layer` is None for the last block, until the model is known."""
+@dataclass(frozen=True, kw_only=True)
+class HeadSettings(HeadFields, SweepSettings):
+    """The settings of a sweep over heads, as it was asked for. `target_layer` is None for the last block."""
 
-    screen: Screen
-    top: int
-    target_layer: int | None
+    target_layer: int | None = parameter(
+        or_nothing(integer(0)), "", "The direct effect is on the stream after this block; default: the last.", "where"
+    )
 
-# What does not change which numbers a sweep computes, so that it may differ when a sweep is resumed.
-HOW_NOT_WHAT = ("profile", "device", "batch_size", "child_runs", "resume", "engine", "ray_address")
+    def resolved(self, emotions: tuple[str, ...], n_layers: int) -> HeadConfig:
+        """The settings for a model of that depth.
+
+        Raises:
+            UserError: for a layer that the model does not have, or a target before the heads' layers.
+        """
+        layers = resolve_layers(self.layers, n_layers)
+        target = n_layers - 1 if self.target_layer is None else self.target_layer
+        if not max(layers) <= target < n_layers:
+            raise UserError(f"target_layer={target} is not from {max(layers)}, the last of the layers, to {n_layers - 1}")
+        return HeadConfig(**vars(self) | {"emotions": emotions, "layers": layers, "target_layer": target})
 
 
-def make_config(profile: str = "smoke", given: Mapping[str, str | None] | None = None) -> SweepConfig:
+@dataclass(frozen=True, kw_only=True)
+class HeadConfig(HeadFields, SweepConfig):
+    """The settings of a sweep over heads for one data set and one model."""
+
+    target_layer: int
+
+
+def make_config(profile: str = DEFAULT, given: Mapping[str, str | None] | None = None) -> SweepSettings:
     """The settings of a sweep: a profile's, with single parameters overridden; None and empty texts leave the profile's value.
 
     Raises:
         UserError: naming the parameter, its value and what it may be.
     """
-    config = SweepConfig(profile=profile, **_values(PARAMETERS, profile, given or {}))
-    if config.directions != "fit" and config.direction != "mean_diff":
+    settings = SweepSettings(profile=profile, **_values(SweepSettings, profile, given or {}, PROFILES))
+    if settings.directions != "fit" and settings.direction != "mean_diff":
         raise UserError(
-            f"direction={config.direction} chooses what is fitted, and directions={config.directions} is fitted already: give one of them"
+            f"direction={settings.direction} chooses what is fitted, and directions={settings.directions} is fitted already: give one of them"
         )
-    return config
+    return settings
 
 
-def make_head_config(profile: str = "smoke", given: Mapping[str, str | None] | None = None) -> HeadConfig:
+def make_head_config(profile: str = DEFAULT, given: Mapping[str, str | None] | None = None) -> HeadSettings:
     """The settings of a sweep over heads; a profile's scope is for directions, and does not count.
 
     Raises:
         UserError: naming the parameter, its value and what it may be.
     """
-    return HeadConfig(profile=profile, **REPLACED_IN_FULL, **_values(HEADS, profile, given or {}, ignored=("scope",)))
+    return HeadSettings(profile=profile, **_values(HeadSettings, profile, given or {}, OF_HEADS))
 
 
 def _values(
-    table: Mapping[str, Parameter], profile: str, given: Mapping[str, str | None], ignored: Sequence[str] = ()
+    settings: type[SweepSettings], profile: str, given: Mapping[str, str | None], profiles: Mapping[str, Mapping[str, str]]
 ) -> dict[str, Any]:
-    if profile not in PROFILES:
-        raise UserError(f"unknown profile {profile!r}: choose one of {', '.join(PROFILES)}")
-    values = read(table, given, {name: text for name, text in PROFILES[profile].items() if name not in ignored})
+    if profile not in profiles:
+        raise UserError(f"unknown profile {profile!r}: choose one of {', '.join(profiles)}")
+    values = read(table_of(settings), given, profiles[profile])
     if values["min_new_tokens"] is None:
         values["min_new_tokens"] = values["sequence_length"]
     if values["min_new_tokens"] > values["sequence_length"]:
@@ -105,6 +223,9 @@ def _values(
     return values
 
 
-def work_hash(config: SweepConfig) -> str:
+HOW = frozenset(name for name, item in table_of(SweepSettings).items() if item.how)  # what may differ when a sweep is resumed
+
+
+def work_hash(config: SweepFields) -> str:
     """Identifies what a sweep computes, however and wherever it is run."""
-    return digest({name: value for name, value in asdict(config).items() if name not in HOW_NOT_WHAT})
+    return digest({name: value for name, value in asdict(config).items() if name != "profile" and name not in HOW})

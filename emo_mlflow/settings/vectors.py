@@ -3,35 +3,33 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import get_args
 
+from emo_mlflow.settings.declared import parameter, same_as
 from emo_mlflow.settings.direction_choice import METHODS
+from emo_mlflow.settings.parsing import boolean, choice, each, integer, method
+from emo_mlflow.settings.sweep import SweepSettings
 from emo_mlflow.types import Aggregation, Site
 
 
-@dataclass(frozen=True)
+# fmt: off
+@dataclass(frozen=True, kw_only=True)
 class VectorSettings:
-    """What `vectors` is asked for.
+    """What `vectors` is asked for. `emotions` is None for all in the data set."""
 
-    Attributes:
-        direction: what directions.safetensors holds: mean_diff, pc1 (pc2, ...), lda, logistic or subspace:K.
-        aggregation: how a text's tokens become one vector.
-        methods: the read-outs that are judged on held-out texts.
-        components: k, the rank of the subspaces in subspaces.safetensors.
-        n_bootstrap: resamples for the subspaces' stability.
-        save_activations: keep every text's vector in activations.safetensors.
-    """
-
-    model: str = "smollm2-135m"
-    dataset: str = "builtin"
-    emotions: tuple[str, ...] | None = None
-    site: Site = "resid_pre"
-    direction: str = "mean_diff"
-    aggregation: Aggregation = "mean"
-    methods: tuple[str, ...] = METHODS
-    components: int = 8
-    n_bootstrap: int = 100
-    prepend_bos: bool = True
-    save_activations: bool = False
-    device: str = "auto"
-    dtype: str = "float32"
-    seed: int = 0
+    model: str = same_as(SweepSettings, "model")
+    dataset: str = same_as(SweepSettings, "dataset")
+    emotions: tuple[str, ...] | None = same_as(SweepSettings, "emotions")
+    site: Site = same_as(SweepSettings, "site")
+    direction: str = same_as(SweepSettings, "direction")
+    aggregation: Aggregation = parameter(
+        choice(*get_args(Aggregation)), "mean", "A text's tokens as one vector: mean, last, or by the last one's attention.", "what"
+    )
+    methods: tuple[str, ...] = parameter(each(method), ",".join(METHODS), "Read-outs that are judged on held-out texts at every layer.", "what")
+    components: int = parameter(integer(1), "8", "Rank of the subspaces in subspaces.safetensors.", "how much")
+    n_bootstrap: int = parameter(integer(2), "100", "Resamples of texts for the stability of subspaces.", "how much")
+    save_activations: bool = parameter(boolean, "false", "Keep every text's vector at every layer in activations.safetensors.", "logging")
+    prepend_bos: bool = same_as(SweepSettings, "prepend_bos")
+    device: str = same_as(SweepSettings, "device")
+    dtype: str = same_as(SweepSettings, "dtype")
+    seed: int = same_as(SweepSettings, "seed")

@@ -9,12 +9,13 @@ from scipy import stats
 from emo_mlflow.statistics.moments import Floats, Integers, divide, paired_moments
 from emo_mlflow.statistics.resampling import bootstrap_columns, hedges_factor
 from emo_mlflow.statistics.signs import sign_flip_p, wilcoxon
+from emo_mlflow.types import N_BOOTSTRAP
 
 INTERVALS = ("low", "high", "bca_low", "bca_high")
 TOO_FEW, CONSTANT, NO_INTERVAL = "n < 2", "no variance", "too few prompts differ for an interval of d"
 
 
-def paired_effects(baseline: Floats, patched: Floats, n_bootstrap: int = 2000, seed: int = 0) -> pd.DataFrame:
+def paired_effects(baseline: Floats, patched: Floats, n_bootstrap: int = N_BOOTSTRAP, seed: int = 0) -> pd.DataFrame:
     """Effects of `patched` against `baseline`, a row per test.
 
     Args:

@@ -6,48 +6,19 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
-import numpy as np
 import pandas as pd
-import pyarrow.parquet as pq
-from pandas.api.types import is_bool_dtype, is_complex_dtype, is_numeric_dtype
 
 from emo_mlflow.common.names import shown
 from emo_mlflow.errors import UserError
+from emo_mlflow.settings.sweep import SweepConfig
 from emo_mlflow.settings.tables import PARAMETERS
-from emo_mlflow.sweep.results import KEYS
+from emo_mlflow.sweep.schemas import CONDITIONS, KEYS, TABLES
 
-TEXT, NUMBER = "text", "number"
-# The columns of each table, and of the scores what every column but the keys is.
-TABLES: dict[str, dict[str, str]] = {
-    "prompts": {"prompt_id": TEXT, "emotion": TEXT, "text": TEXT},
-    "conditions": {
-        **dict.fromkeys(("condition_id", "kind", "emotion", "scope"), TEXT),
-        **dict.fromkeys(("layer", "alpha", "draw", "patch_window", "n_patched"), NUMBER),
-    },
-    "completions": {
-        **dict.fromkeys(("condition_id", "prompt_id", "completion", "failure"), TEXT),
-        **dict.fromkeys(("sample", "n_tokens", "nll", "distinct_2"), NUMBER),
-    },
-    "scores": {"condition_id": TEXT, "prompt_id": TEXT, "sample": NUMBER},
-    "effects": {
-        **dict.fromkeys(("condition_id", "metric"), TEXT),
-        **dict.fromkeys(("n", "mean_baseline", "mean_patched", "mean_diff", "d_z"), NUMBER),
-    },
-}
-IDENTIFIES = {
-    "prompts": ["prompt_id"],
-    "conditions": ["condition_id"],
-    "completions": KEYS,
-    "scores": KEYS,
-    "effects": ["condition_id", "metric"],
-}
-ALWAYS = {"prompts": ["text"], "completions": ["completion"]}  # empty texts are texts
 FACTS: dict[str, type] = {"n_layers": int, "model_fingerprint": str, "scorer_fingerprints": dict}
-LISTS: dict[str, type | tuple[type, ...]] = {
-    "alphas": (int, float), "layers": int, "patch_window": int, "emotions": str, "scorers": str,
-}  # fmt: skip
+# The settings that are lists, and what their items are.
+LISTS = {name: get_args(hint)[0] for name, hint in get_type_hints(SweepConfig).items() if get_origin(hint) is tuple}
 
 
 def read_config_file(path: Path, run_id: str) -> dict[str, Any]:
@@ -76,7 +47,7 @@ def read_config_file(path: Path, run_id: str) -> dict[str, Any]:
 
 def _is_setting(name: str, value: Any) -> bool:
     if name in LISTS and value is not None:
-        kinds = LISTS[name]
+        kinds = (int, float) if LISTS[name] is float else LISTS[name]  # JSON has 1 where Python has 1.0
         return isinstance(value, list | tuple) and len(value) > 0 and all(_is_plain(x) and isinstance(x, kinds) for x in value)
     return _is_plain(value)
 
@@ -86,31 +57,26 @@ def _is_plain(value: Any) -> bool:
 
 
 def read_table(path: Path, name: str, run_id: str) -> pd.DataFrame:
-    """One of `TABLES`.
+    """One of `schemas.TABLES`.
 
     Raises:
         UserError: if it is no parquet file, lacks a column, or has one of the wrong kind.
     """
     where = f"{name}.parquet of run {run_id}"
-    try:
-        # Without partitions: a folder's name is no column. The dtypes are those that pandas wrote, such as nullable integers.
-        table = pq.read_table(path, partitioning=None).to_pandas()
-    except Exception as error:  # of Arrow, or of pandas over the metadata that the file holds for it
-        raise UserError(f"{where} cannot be read: {shown(str(error))}") from None
-    kinds: Mapping[str, str] = TABLES[name]
-    if not table.columns.is_unique or not all(isinstance(column, str) for column in table.columns):
-        raise UserError(f"{where} has columns that are not named, or two of one name")
-    if missing := [column for column in kinds if column not in table]:
-        raise UserError(f"{where} has no column {missing[0]!r}: it is damaged, or no sweep of this package")
-    for column in table.columns if name == "scores" else kinds:
-        if not _is_kind(table[column], kinds.get(column, NUMBER)):
-            raise UserError(f"{where}: the column {shown(column)} holds something other than {kinds.get(column, NUMBER)}s")
+    table = TABLES[name].read(path, where)
     if name == "conditions":
         _check_conditions(table, where)
-    keys = IDENTIFIES[name]
-    if table[[*keys, *ALWAYS.get(name, ())]].isna().any(axis=None) or table.duplicated(keys).any():
-        raise UserError(f"{where} has rows without {', '.join([*keys, *ALWAYS.get(name, ())])}, or several rows for one")
     return table
+
+
+def with_settings(conditions: pd.DataFrame, config: Mapping[str, Any]) -> pd.DataFrame:
+    """Conditions of an earlier version, where what was the same for a whole sweep was in its settings alone."""
+    filled = conditions.copy()
+    for name in set(CONDITIONS.later) & set(config):
+        whose = ["random"] if name == "seed" else ["emotion", "random"]
+        missing = filled[name].isna() & filled["kind"].isin(whose)
+        filled.loc[missing, name] = config[name]
+    return filled
 
 
 def _check_conditions(table: pd.DataFrame, where: str) -> None:
@@ -120,12 +86,6 @@ def _check_conditions(table: pd.DataFrame, where: str) -> None:
     undrawn = patched.loc[patched["kind"] == "random", "draw"].isna().any()
     if patched[["emotion", "layer", "alpha"]].isna().any(axis=None) or undrawn:
         raise UserError(f"{where} has conditions without emotion, layer, alpha or draw")
-    for column in ("layer", "draw", "patch_window", *(["head"] if "head" in table else [])):
-        if not _is_kind(table[column], NUMBER):
-            raise UserError(f"{where}: the column {column} holds something other than {NUMBER}s")
-        numbers = table[column].dropna().astype(float)
-        if (numbers % 1 != 0).any() or (numbers < 0).any():
-            raise UserError(f"{where}: the column {column} holds something other than whole numbers of at least 0")
 
 
 def check_cells(prompts: pd.DataFrame, conditions: pd.DataFrame, completions: pd.DataFrame, scores: pd.DataFrame) -> None:
@@ -142,13 +102,3 @@ def check_cells(prompts: pd.DataFrame, conditions: pd.DataFrame, completions: pd
                 raise UserError(f"{name}.parquet has the {owner} {shown(unknown.iloc[0])}, which {owner}s.parquet lacks: the run is damaged")
     if len(scores.merge(completions[KEYS], on=KEYS)) < len(scores):
         raise UserError("scores.parquet has cells that completions.parquet lacks: the run is damaged")
-
-
-def _is_kind(column: pd.Series, kind: str) -> bool:
-    if kind == NUMBER:
-        if not is_numeric_dtype(column.dtype) or is_bool_dtype(column.dtype) or is_complex_dtype(column.dtype):
-            return bool(column.isna().all())
-        return not bool(np.isinf(column.to_numpy(dtype=float, na_value=np.nan)).any())
-    if isinstance(column.dtype, pd.StringDtype):
-        return True
-    return all(isinstance(value, str) or value is None or value is pd.NA or value != value for value in column)

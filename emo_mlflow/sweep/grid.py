@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, singledispatch
 
 from emo_mlflow.directions.controls import random_control
-from emo_mlflow.directions.fitting import Fit
 from emo_mlflow.settings.sweep import SweepConfig
 from emo_mlflow.steering.edits import HeadPatch, Intervention, make_patch
 from emo_mlflow.steering.packing import Row
-from emo_mlflow.sweep.results import HeadScreen
+from emo_mlflow.sweep.swept import Swept, SweptDirections, SweptHeads
 from emo_mlflow.types import Cell, Condition, Tokens, digest
 
 
@@ -20,17 +19,14 @@ class Grid:
     """What the cells of a sweep are, without the model: small enough to send to every machine.
 
     Attributes:
-        config: with layers and emotions resolved.
         tokens: by prompt id, the document-start token included.
-        screen: of a sweep over heads.
         own: by emotion, the prompts that its conditions continue; None where all conditions continue all prompts.
     """
 
     config: SweepConfig
-    fit: Fit
+    swept: Swept
     conditions: tuple[Condition, ...]
     tokens: Mapping[str, Tokens]
-    screen: HeadScreen | None = field(default=None, kw_only=True)
     own: Mapping[str, Sequence[str]] | None = field(default=None, kw_only=True)
 
     @cached_property
@@ -63,26 +59,31 @@ class Grid:
 
     def _patch(self, condition_id: str) -> Intervention | None:
         if condition_id not in self._patches:
-            self._patches[condition_id] = self._make_patch(self._by_id[condition_id])
+            condition = self._by_id[condition_id]
+            self._patches[condition_id] = None if condition.kind == "baseline" else intervention(self.swept, condition, self.config)
         return self._patches[condition_id]
 
-    def _make_patch(self, condition: Condition) -> Intervention | None:
-        if condition.kind == "baseline":
-            return None
-        emotion, layer = condition.emotion, condition.layer
-        assert emotion is not None and layer is not None
-        if condition.head is not None:
-            assert self.screen is not None
-            replacement = self.screen.replacements[emotion][layer, condition.head]
-            return HeadPatch(layer, condition.scope, condition.patch_window, condition.head, replacement)
-        direction = self.fit.directions[emotion]
-        vector, basis = direction.vectors[layer], None if direction.basis is None else direction.basis[layer]
-        if condition.draw is not None:
-            vector, basis = random_control(
-                vector, basis, seed=self.config.seed, emotion=emotion, layer=layer, draw=condition.draw
-            )
-        norm = float(self.fit.residual_norms[layer])
-        return make_patch(condition, vector, basis, norm, self.config.sequence_length)
+
+@singledispatch
+def intervention(swept: Swept, condition: Condition, config: SweepConfig) -> Intervention:
+    """A condition other than the baseline, made ready for the engine."""
+    raise NotImplementedError(type(swept).__name__)
+
+
+@intervention.register
+def _(swept: SweptDirections, condition: Condition, config: SweepConfig) -> Intervention:
+    emotion, layer = condition.place
+    direction = swept.fit.directions[emotion]
+    vector, basis = direction.vectors[layer], None if direction.basis is None else direction.basis[layer]
+    if condition.draw is not None:
+        vector, basis = random_control(vector, basis, seed=config.seed, emotion=emotion, layer=layer, draw=condition.draw)
+    return make_patch(condition, vector, basis, float(swept.fit.residual_norms[layer]), config.sequence_length)
+
+
+@intervention.register
+def _(swept: SweptHeads, condition: Condition, config: SweepConfig) -> Intervention:
+    (emotion, layer), head = condition.place, int(condition.head or 0)
+    return HeadPatch(layer, condition.scope, condition.patch_window, head, swept.replacements[emotion][layer, head])
 
 
 def noise_seed(seed: int, prompt_id: str, sample: int) -> int:

@@ -8,9 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pandas as pd
-import torch
 
-from emo_mlflow.directions.fitting import Fit
 from emo_mlflow.directions.heads import (
     HeadStates,
     direct_effects,
@@ -20,62 +18,40 @@ from emo_mlflow.directions.heads import (
     unranked,
 )
 from emo_mlflow.directions.readouts import contrasts
-from emo_mlflow.errors import UserError
 from emo_mlflow.models.blocks import BlockStack
 from emo_mlflow.models.families import head_count
-from emo_mlflow.models.loading import load
-from emo_mlflow.models.tokens import encode
-from emo_mlflow.settings.layers import resolve_layers
+from emo_mlflow.prompts.selection import PromptSet
 from emo_mlflow.settings.sweep import HeadConfig
 from emo_mlflow.steering.operations import HEAD_REPLACEMENTS
-from emo_mlflow.sweep.plan import Inputs, Plan, encode_prompts
-from emo_mlflow.sweep.results import HeadScreen
+from emo_mlflow.sweep.swept import SweptHeads
 from emo_mlflow.types import Condition, FloatArray, Screen, Tokens, digest
 
 
-def make_head_plan(inputs: Inputs) -> Plan:
-    """Loads the model, ranks its heads by direct effect, and lays out the sweep that replaces them.
+def over_heads(
+    prompts: PromptSet, config: HeadConfig, stack: BlockStack, texts: Sequence[Tokens]
+) -> tuple[SweptHeads, tuple[Condition, ...]]:
+    """The model's heads, ranked by direct effect, and the conditions in which they are replaced.
+
+    Args:
+        texts: those that directions and replacements are measured on.
 
     Raises:
-        UserError: for a layer that the model does not have, a target before the heads' layers, a prompt that does not fit, or heads
-            that cannot be ranked where ranks are asked for.
+        UserError: for heads that cannot be ranked where ranks are asked for.
     """
-    config = inputs.config
-    assert isinstance(config, HeadConfig)
-    loaded = load(inputs.spec, inputs.device, getattr(torch, config.dtype))
-    stack = BlockStack(loaded.model)
-    config = _resolved(config, stack.n_layers)
-    tokens = encode_prompts(loaded, inputs.prompts.test, config)
-    labels = [prompt.emotion for prompt in inputs.prompts.fit]
-    texts = encode(loaded, [prompt.text for prompt in inputs.prompts.fit], config.prepend_bos)
-    screen = _screen(stack, config, texts, labels, inputs.prompts.reference)
-    conditions = tuple(head_conditions(config, screen.effects))
-    none = Fit({}, np.zeros(0, np.float32))
-    own = None
-    if HEAD_REPLACEMENTS[config.operation].continues_own_texts:
-        own = {name: [p.prompt_id for p in inputs.prompts.test if p.emotion == name] for name in inputs.prompts.emotions}
-    return Plan(config, none, conditions, tokens, inputs, loaded, stack, screen=screen, own=own)
-
-
-def _resolved(config: HeadConfig, n_layers: int) -> HeadConfig:
-    layers = resolve_layers(config.layers, n_layers)
-    target = n_layers - 1 if config.target_layer is None else config.target_layer
-    if not max(layers) <= target < n_layers:
-        raise UserError(f"target_layer={target} is not from {max(layers)}, the last of the layers, to {n_layers - 1}")
-    return replace(config, layers=layers, target_layer=target)
+    swept = _screen(stack, config, texts, [prompt.emotion for prompt in prompts.fit], prompts.reference)
+    return swept, tuple(head_conditions(config, swept.effects))
 
 
 def _screen(
     stack: BlockStack, config: HeadConfig, texts: Sequence[Tokens], labels: Sequence[str], reference: str | None
-) -> HeadScreen:
+) -> SweptHeads:
     target = config.target_layer
-    assert target is not None
     states = head_states(stack, texts, target)
     if config.screen == "top" or heads_add_up(stack):
         effects = direct_effects(states, head_writes(stack), labels, reference, target, config.seed)
     else:
         effects = unranked(labels, reference, target + 1, head_count(stack.model))
-    return HeadScreen(effects, target, replacements(states, labels, reference, config.operation))
+    return SweptHeads(effects, target, replacements(states, labels, reference, config.operation))
 
 
 def replacements(
@@ -108,7 +84,6 @@ def head_conditions(config: HeadConfig, effects: pd.DataFrame) -> Iterator[Condi
     Controls are an emotion's, not a single head's: each head is compared with all of them. There are fewer than asked for where
     the layers have no more heads.
     """
-    assert not isinstance(config.layers, str)
     yield Condition("baseline")
     windows: tuple[int | None, ...] = config.patch_window if config.scope == "window" else (None,)
     chosen = candidates(effects, config.layers, config.screen, config.top)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -12,8 +11,7 @@ import pyarrow as pa
 import torch
 
 from emo_mlflow.common.machine import pick_device
-from emo_mlflow.directions.files import check_directions, load_directions, norms_from_metadata
-from emo_mlflow.directions.fitting import Fit, fit_directions, text_means
+from emo_mlflow.directions.files import load_directions
 from emo_mlflow.errors import UserError
 from emo_mlflow.models.blocks import BlockStack
 from emo_mlflow.models.loading import LoadedModel, check, load
@@ -22,26 +20,28 @@ from emo_mlflow.models.tokens import encode
 from emo_mlflow.prompts.selection import PromptSet, emotions_to_continue, load_prompts
 from emo_mlflow.scoring.loading import load_scorers
 from emo_mlflow.scoring.protocol import Scorers
-from emo_mlflow.settings.layers import resolve_layers
-from emo_mlflow.settings.sweep import SweepConfig
+from emo_mlflow.settings.sweep import HeadConfig, SweepConfig, SweepSettings
 from emo_mlflow.steering.engine import Engine
 from emo_mlflow.steering.operations import HEAD_REPLACEMENTS
+from emo_mlflow.sweep.directions import over_directions
 from emo_mlflow.sweep.grid import Grid
-from emo_mlflow.sweep.stages import (
-    Scoring,
-    cell_batch,
-    make_engine,
-)
+from emo_mlflow.sweep.heads import over_heads
+from emo_mlflow.sweep.stages import Scoring, cell_batch, make_engine
+from emo_mlflow.sweep.swept import Swept
 from emo_mlflow.types import Cell, Condition, Prompt, Tokens
-
-MOST_CONDITIONS = 1_000_000  # a gigabyte of them
 
 
 @dataclass(frozen=True, eq=False)
 class Inputs:
-    """Everything that a sweep reads, checked, before anything expensive is done."""
+    """Everything that a sweep reads, checked, before anything expensive is done.
 
-    config: SweepConfig
+    Attributes:
+        emotions: those that are injected.
+        directions_file: where directions are taken from, instead of being fitted.
+    """
+
+    settings: SweepSettings
+    emotions: tuple[str, ...]
     prompts: PromptSet
     scorers: Scorers
     spec: ModelSpec
@@ -49,7 +49,7 @@ class Inputs:
     directions_file: Path | None
 
 
-def prepare(config: SweepConfig, directions_file: Path | None = None) -> Inputs:
+def prepare(settings: SweepSettings, directions_file: Path | None = None) -> Inputs:
     """Reads and checks the data set, the scorers, the device and the model's name.
 
     Args:
@@ -58,26 +58,30 @@ def prepare(config: SweepConfig, directions_file: Path | None = None) -> Inputs:
     Raises:
         UserError: for anything that the user can mend.
     """
-    device = pick_device(config.device)
-    spec = resolve(config.model)
-    named = config.emotions if directions_file is None else None
-    prompts = load_prompts(config.dataset, emotions=named, max_samples=config.max_samples, seed=config.seed)
+    device = pick_device(settings.device)
+    spec = resolve(settings.model)
+    named = settings.emotions if directions_file is None else None
+    prompts = load_prompts(settings.dataset, emotions=named, max_samples=settings.max_samples, seed=settings.seed)
+    emotions = prompts.emotions
     if directions_file is not None:
         known = tuple(load_directions(directions_file)[0])
-        config = replace(config, emotions=config.emotions or known)
-    else:
-        config = replace(config, emotions=prompts.emotions)
-    head = HEAD_REPLACEMENTS.get(config.operation)
-    if head is not None and head.continues_own_texts:
-        prompts = emotions_to_continue(prompts, config.max_samples, config.seed)
-    scorers = load_scorers(config.scorers)
-    check(spec, device, getattr(torch, config.dtype))
-    return Inputs(config, prompts, scorers, spec, device, directions_file)
+        emotions = settings.emotions or known
+    if _continues_own_texts(settings.operation):
+        prompts = emotions_to_continue(prompts, settings.max_samples, settings.seed)
+    scorers = load_scorers(settings.scorers)
+    check(spec, device, getattr(torch, settings.dtype))
+    return Inputs(settings, emotions, prompts, scorers, spec, device, directions_file)
+
+
+def _continues_own_texts(operation: str) -> bool:
+    """Whether each emotion's own texts are continued, instead of one set of neutral ones for all."""
+    head = HEAD_REPLACEMENTS.get(operation)
+    return head is not None and head.continues_own_texts
 
 
 @dataclass(frozen=True, eq=False)
 class Plan(Grid):
-    """A sweep laid out: the model is loaded, the directions are known, every cell can be named."""
+    """A sweep laid out: the model is loaded, what is swept is known, every cell can be named."""
 
     inputs: Inputs
     loaded: LoadedModel
@@ -86,7 +90,7 @@ class Plan(Grid):
     @property
     def grid(self) -> Grid:
         """What other machines need of it."""
-        return Grid(self.config, self.fit, self.conditions, self.tokens, screen=self.screen, own=self.own)
+        return Grid(self.config, self.swept, self.conditions, self.tokens, own=self.own)
 
     @cached_property
     def engine(self) -> Engine:
@@ -108,49 +112,29 @@ class Plan(Grid):
         return Scoring(self.inputs.scorers, prompts, self.config.score_prompt)
 
 
-def make_conditions(config: SweepConfig) -> tuple[Condition, ...]:
-    """The baseline, then each emotion's conditions, each followed by its random controls. Layers and emotions must be resolved.
-
-    Raises:
-        UserError: for more than can be listed.
-    """
-    assert config.emotions is not None and not isinstance(config.layers, str)
-    windows: tuple[int | None, ...] = config.patch_window if config.scope == "window" else (None,)
-    settings = len(config.emotions) * len(windows) * len(config.alphas) * len(config.layers)
-    if (count := 1 + settings * (1 + config.num_random)) > MOST_CONDITIONS:
-        raise UserError(f"{count} conditions are more than a sweep holds ({MOST_CONDITIONS}): take fewer layers, alphas or num_random")
-    found = [Condition("baseline")]
-    for emotion, window, alpha, layer in itertools.product(config.emotions, windows, config.alphas, config.layers):
-        condition = Condition(
-            kind="emotion",
-            emotion=emotion,
-            layer=layer,
-            alpha=alpha,
-            scope=config.scope,
-            patch_window=window,
-            site=config.site,
-            operation=config.operation,
-            alpha_unit=config.alpha_unit,
-            alpha_schedule=config.alpha_schedule,
-        )
-        found.append(condition)
-        found += [replace(condition, kind="random", draw=draw, seed=config.seed) for draw in range(config.num_random)]
-    return tuple(found)
-
-
 def make_plan(inputs: Inputs) -> Plan:
-    """Loads the model, checks what only it can tell, and fits or reads the directions.
+    """Loads the model, checks what only it can tell, and lays out the sweep over directions or heads.
 
     Raises:
-        UserError: for a layer that the model does not have, a prompt that does not fit, or directions of another model.
+        UserError: for a layer that the model does not have, a prompt that does not fit, directions of another model, or heads that
+            cannot be ranked where ranks are asked for.
     """
-    config = inputs.config
-    loaded = load(inputs.spec, inputs.device, getattr(torch, config.dtype))
-    config = replace(config, layers=resolve_layers(config.layers, loaded.n_layers))
-    tokens = encode_prompts(loaded, inputs.prompts.test, config)
+    prompts = inputs.prompts
+    loaded = load(inputs.spec, inputs.device, getattr(torch, inputs.settings.dtype))
     stack = BlockStack(loaded.model)
-    fit = _directions(inputs, config, loaded, stack)
-    return Plan(config, fit, make_conditions(config), tokens, inputs, loaded, stack)
+    config = inputs.settings.resolved(inputs.emotions, loaded.n_layers)
+    tokens = encode_prompts(loaded, prompts.test, config)
+    texts = encode(loaded, [prompt.text for prompt in prompts.fit], config.prepend_bos)
+    swept: Swept
+    conditions: tuple[Condition, ...]
+    if isinstance(config, HeadConfig):
+        swept, conditions = over_heads(prompts, config, stack, texts)
+    else:
+        swept, conditions = over_directions(prompts, config, loaded, stack, texts, inputs.directions_file)
+    own = None
+    if _continues_own_texts(config.operation):
+        own = {name: [p.prompt_id for p in prompts.test if p.emotion == name] for name in prompts.emotions}
+    return Plan(config, swept, conditions, tokens, inputs, loaded, stack, own=own)
 
 
 def encode_prompts(loaded: LoadedModel, prompts: Sequence[Prompt], config: SweepConfig) -> dict[str, Tokens]:
@@ -177,21 +161,3 @@ def encode_prompts(loaded: LoadedModel, prompts: Sequence[Prompt], config: Sweep
                 "shorten it or sequence_length"
             )
     return found
-
-
-def _directions(inputs: Inputs, config: SweepConfig, loaded: LoadedModel, stack: BlockStack) -> Fit:
-    """Directions and residual norms at the sweep's site, fitted on the data set or read from a file."""
-    fit_prompts = inputs.prompts.fit
-    tokens = encode(loaded, [prompt.text for prompt in fit_prompts], config.prepend_bos)
-    if inputs.directions_file is None:
-        return fit_directions(stack, fit_prompts, tokens, config.site, inputs.prompts.reference, config.direction)
-    directions, metadata = load_directions(inputs.directions_file)
-    assert config.emotions is not None
-    shape = (loaded.n_layers, loaded.d_model)
-    check_directions(
-        directions, metadata, emotions=config.emotions, site=config.site, shape=shape, fingerprint=loaded.fingerprint
-    )
-    norms = norms_from_metadata(metadata, loaded.n_layers)
-    if norms is None:
-        norms = text_means(stack, tokens, config.site)[1].mean(axis=0)
-    return Fit({name: directions[name] for name in config.emotions}, norms)

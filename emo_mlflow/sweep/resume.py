@@ -13,12 +13,11 @@ from filelock import FileLock, Timeout
 from emo_mlflow.common.cache_folder import cache_folder
 from emo_mlflow.errors import UserError
 from emo_mlflow.prompts.selection import fit_hash
-from emo_mlflow.settings.sweep import work_hash
+from emo_mlflow.settings.sweep import HOW, work_hash
 from emo_mlflow.sweep.plan import Plan
 from emo_mlflow.sweep.spool import CELLS, Spool
 from emo_mlflow.types import digest
 
-HOW = ("device", "batch_size", "child_runs", "engine", "ray_address")  # what may differ when a sweep is resumed
 DONE = ".done"
 RUN_ID = re.compile(r"[0-9a-f]{32}")
 
@@ -82,7 +81,7 @@ def started_with(run_id: str, given: Mapping[str, str]) -> tuple[str, dict[str, 
     header = Spool(spool_folder(run_id)).header()
     started = dict(header["given"])
     for name, text in given.items():
-        if name not in (*HOW, "resume") and started.get(name) != text:
+        if name not in HOW and started.get(name) != text:
             raise UserError(
                 f"{name}={text!r} is not what run {run_id} was started with ({started.get(name) or 'its default'}): "
                 "leave it out, or start a new run"

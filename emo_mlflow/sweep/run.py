@@ -6,7 +6,6 @@ Knows nothing of MLflow or of the command line. Three steps, each the next one's
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 
@@ -87,19 +86,17 @@ def finish(plan: Plan, work: Work, scores: pd.DataFrame, metrics: Mapping[str, f
         plan.config,
         _facts(plan, device),
         plan.inputs.prompts,
-        plan.fit.directions,
+        plan.swept,
         plan.conditions,
         work.completions,
         scores,
         {**metrics, **counts},
-        plan.screen,
     )
 
 
 def _facts(plan: Plan, device: str) -> dict[str, object]:
     loaded, prompts = plan.loaded, plan.inputs.prompts
-    heads = {} if plan.screen is None else {"n_heads": next(iter(plan.screen.replacements.values())).shape[1]}
-    return heads | {
+    return {
         "model": {"name": loaded.spec.name, "source": loaded.spec.source, "revision": loaded.spec.revision},
         "model_fingerprint": loaded.fingerprint,
         "n_layers": loaded.n_layers,
@@ -113,6 +110,5 @@ def _facts(plan: Plan, device: str) -> dict[str, object]:
         "prompt_split": prompts.split,
         "n_duplicates_dropped": prompts.n_duplicates,
         "fit_hash": fit_hash(prompts.fit),
-        "residual_norms": json.dumps([float(norm) for norm in plan.fit.residual_norms]),
-        "direction_accuracy": {name: [float(x) for x in row] for name, row in plan.fit.accuracy.items()},
+        **plan.swept.facts(),
     }

@@ -21,21 +21,12 @@ from emo_mlflow.settings.sweep import SweepConfig
 from emo_mlflow.steering.decoding import Decoding
 from emo_mlflow.steering.engine import Engine
 from emo_mlflow.sweep.grid import Grid
+from emo_mlflow.sweep.schemas import COMPLETIONS, CONDITIONS, KEYS
 from emo_mlflow.types import Cell, Completion, Tokens
 
-CELL = pa.schema([("condition_id", pa.string()), ("prompt_id", pa.string()), ("sample", pa.int64())])
-COMPLETION = pa.schema(
-    [
-        *CELL,
-        ("completion", pa.string()),
-        ("n_tokens", pa.int64()),
-        ("nll", pa.float64()),
-        ("distinct_2", pa.float64()),
-        ("n_patched", pa.int64()),
-        ("failure", pa.string()),
-    ]
-)
 RESULTS = [item.name for item in fields(Completion) if item.name != "cell"]
+CELL = COMPLETIONS.schema(KEYS)
+COMPLETION = pa.schema([*CELL, *(COMPLETIONS.field(name) or CONDITIONS.field(name) for name in RESULTS)])  # n_patched is summed over cells
 
 
 def make_engine(config: SweepConfig, loaded: LoadedModel, stack: BlockStack) -> Engine:

@@ -12,12 +12,15 @@ import pandas as pd
 import pyarrow as pa
 
 from emo_mlflow import __version__
+from emo_mlflow.common.columns import PANDAS, TEXT
 from emo_mlflow.prompts.selection import PromptSet
 from emo_mlflow.settings.sweep import SweepConfig
 from emo_mlflow.statistics.effects import condition_effects
-from emo_mlflow.sweep.results import KEYS, HeadScreen, SweepResult
+from emo_mlflow.sweep.results import SweepResult
+from emo_mlflow.sweep.schemas import COMPLETIONS, CONDITIONS, KEYS, PROMPTS
 from emo_mlflow.sweep.stages import COMPLETION, Scoring
-from emo_mlflow.types import Condition, Direction, Prompt
+from emo_mlflow.sweep.swept import Swept
+from emo_mlflow.types import Condition, Prompt
 
 FLUENCY = {"nll": "fluency.nll", "distinct_2": "fluency.distinct_2"}
 VERSIONED = ("torch", "transformers", "numpy", "onnxruntime", "mlflow")
@@ -59,26 +62,30 @@ class Work:
 
 
 def prompt_table(prompts: Sequence[Prompt]) -> pd.DataFrame:
-    """prompt_id, emotion, text."""
-    return pd.DataFrame([(p.prompt_id, p.emotion, p.text) for p in prompts], columns=["prompt_id", "emotion", "text"])
+    """PROMPTS."""
+    return pd.DataFrame([[getattr(prompt, name) for name in PROMPTS.names] for prompt in prompts], columns=PROMPTS.names)
+
+
+def condition_rows(conditions: Sequence[Condition]) -> pd.DataFrame:
+    """CONDITIONS but for n_patched, in the sweep's order."""
+    fields = CONDITIONS.columns[:-1]
+    rows = [[getattr(condition, item.name) for item in fields] for condition in conditions]
+    table = pd.DataFrame(rows, columns=[item.name for item in fields])
+    table = table.astype({item.name: PANDAS[item.type] for item in fields if item.type != TEXT})
+    table.loc[table["kind"] == "baseline", ["scope", "site", "operation", "alpha_unit", "alpha_schedule"]] = None
+    return table
 
 
 def condition_table(conditions: Sequence[Condition], completions: pa.Table) -> pd.DataFrame:
-    """A row per condition, in the sweep's order, with the positions that its cells patched in all."""
+    """CONDITIONS, in the sweep's order."""
     sums = completions.group_by("condition_id").aggregate([("n_patched", "sum")]).to_pydict()
     patched = dict(zip(sums["condition_id"], sums["n_patched_sum"], strict=True))
-    columns = ["condition_id", "kind", "emotion", "layer", "head", "alpha", "draw", "scope", "patch_window"]
-    rows = [[getattr(condition, column) for column in columns] for condition in conditions]
-    table = pd.DataFrame(rows, columns=columns).astype(
-        {"layer": "Int64", "head": "Int64", "alpha": "Float64", "draw": "Int64", "patch_window": "Int64"}
-    )
-    table.loc[table["kind"] == "baseline", "scope"] = None
-    return table.assign(n_patched=[patched.get(condition.condition_id, 0) for condition in conditions])
+    return condition_rows(conditions).assign(n_patched=[patched.get(condition.condition_id, 0) for condition in conditions])
 
 
 def completion_table(completions: pa.Table) -> pd.DataFrame:
-    """A row per cell: KEYS, completion, n_tokens, nll, distinct_2, failure."""
-    return completions.select([*KEYS, "completion", "n_tokens", "nll", "distinct_2", "failure"]).to_pandas()
+    """COMPLETIONS."""
+    return completions.select(COMPLETIONS.names).to_pandas()
 
 
 def one_likelihood(texts: pd.DataFrame) -> pd.DataFrame:
@@ -108,12 +115,11 @@ def assemble(
     config: SweepConfig,
     facts: Mapping[str, Any],
     prompts: PromptSet,
-    directions: Mapping[str, Direction],
+    swept: Swept,
     conditions: Sequence[Condition],
     completions: pa.Table,
     scores: pd.DataFrame,
     metrics: Mapping[str, float],
-    screen: HeadScreen | None = None,
 ) -> SweepResult:
     """The result of a sweep: its tables, in an order that does not depend on how the work was cut."""
     table = condition_table(conditions, completions)
@@ -128,11 +134,10 @@ def assemble(
         facts={**facts, "versions": versions},
         prompts=prompt_table(prompts.test),
         fit_prompts=prompt_table(prompts.fit),
-        directions=directions,
+        swept=swept,
         conditions=table,
         completions=texts,
         scores=scores,
         effects=condition_effects(values, table),
         metrics=metrics,
-        screen=screen,
     )

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
+from mlflow.entities import Dataset, DatasetInput, InputTag
 
 from emo_mlflow.comparison import Comparison
 from emo_mlflow.tracking.lifecycle import experiment_name, run_context
+from emo_mlflow.tracking.values import log_values, metric_name
 
 
 @dataclass(frozen=True)
@@ -44,10 +43,9 @@ class ComparisonRun:
     def log(self, comparison: Comparison, folder: Path, settings: Mapping[str, object]) -> None:
         """Logs the files of a folder, settings as params, numbers as metrics; tags and inputs link the sweeps."""
         self.client.log_artifacts(self.run_id, str(folder))
-        params = {f"compared.{name}": str(value) for name, value in {**settings, "phase": comparison.phase}.items()}
-        now = int(time.time() * 1000)
-        metrics = [Metric(metric_name(k), v, now, 0) for k, v in comparison.metrics.items() if np.isfinite(v)]
-        self.client.log_batch(self.run_id, metrics=metrics, params=[Param(name, value) for name, value in params.items()])
+        params = {f"compared.{name}": value for name, value in {**settings, "phase": comparison.phase}.items()}
+        metrics = [(metric_name(name), value, 0) for name, value in comparison.metrics.items()]
+        log_values(self.client, self.run_id, params=params, metrics=metrics)
         self.client.set_tag(self.run_id, "emo.sweeps", ",".join(source.run_id for source in comparison.sources))
         inputs = [
             DatasetInput(
@@ -62,8 +60,3 @@ class ComparisonRun:
             for source in comparison.sources
         ]
         self.client.log_inputs(self.run_id, inputs)
-
-
-def metric_name(name: str) -> str:
-    """A name that MLflow takes: a model's own may have other characters."""
-    return "".join(c if c.isascii() and (c.isalnum() or c in "/_.- :") else "_" for c in name)[:250]

@@ -11,7 +11,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking.context.registry import resolve_tags
 
 from emo_mlflow import __version__
-from emo_mlflow.errors import UserError
+from emo_mlflow.errors import UserError, reason_of
 from emo_mlflow.tracking.store import shown
 
 KIND, VERSION, FAILURE, RESUMED = "emo.kind", "emo.version", "emo.failure", "emo.resumed"
@@ -63,7 +63,7 @@ def open_run(
             client.set_tag(run_id, key, value)
         return run_id
     except MlflowException as error:
-        raise UserError(f"cannot open a run in {shown(client.tracking_uri)}: {str(error).splitlines()[0]}") from None
+        raise UserError(f"cannot open a run in {shown(client.tracking_uri)}: {reason_of(error)}") from None
 
 
 def end_run(client: MlflowClient, run_id: str, error: BaseException | None = None) -> None:

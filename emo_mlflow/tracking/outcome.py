@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -14,18 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NAME, MLFLOW_RUN_NOTE
 
 from emo_mlflow import __version__
 from emo_mlflow.report.blocks import escape
 from emo_mlflow.tracking.lifecycle import run_context
+from emo_mlflow.tracking.values import Values, log_values
 from emo_mlflow.types import Say
 
-METRICS_A_BATCH, PARAMS_A_BATCH, PARAM_LENGTH = 1000, 100, 6000  # MLflow's limits
 VERSIONED = ("torch", "transformers", "numpy", "scipy")
-
-Metrics = tuple[tuple[str, float, int], ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +38,7 @@ class Outcome:
     kind: str
     name: str
     facts: Mapping[str, Any]
-    metrics: Metrics
+    metrics: Values
     lines: tuple[str, ...]
 
 
@@ -81,14 +76,7 @@ def run_and_log(
 def _log(client: MlflowClient, run_id: str, outcome: Outcome, folder: Path) -> None:
     """Settings as params, figures as metrics whose step is the layer, every file, and the answer as the run's description."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))["config"]
-    texts = {f"config.{name}": ",".join(map(str, value)) if isinstance(value, list) else str(value) for name, value in config.items()}
-    params = [Param(name, text[:PARAM_LENGTH]) for name, text in texts.items()]
-    now = int(time.time() * 1000)
-    metrics = [Metric(name, value, now, step) for name, value, step in outcome.metrics if math.isfinite(value)]
-    for i in range(0, len(params), PARAMS_A_BATCH):
-        client.log_batch(run_id, params=params[i : i + PARAMS_A_BATCH])
-    for i in range(0, len(metrics), METRICS_A_BATCH):
-        client.log_batch(run_id, metrics=metrics[i : i + METRICS_A_BATCH])
+    log_values(client, run_id, params={f"config.{name}": value for name, value in config.items()}, metrics=outcome.metrics)
     client.log_artifacts(run_id, str(folder))
     client.set_tag(run_id, MLFLOW_RUN_NAME, outcome.name)
     client.set_tag(run_id, MLFLOW_RUN_NOTE, "\n\n".join(escape(line) for line in outcome.lines if line))

@@ -12,15 +12,15 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
+from emo_mlflow.alignment.schemas import OVERLAP
 from emo_mlflow.directions.files import load_directions
-from emo_mlflow.errors import UserError
-from emo_mlflow.sweep.files import read_config_file, read_table
+from emo_mlflow.errors import UserError, reason_of
+from emo_mlflow.sweep.files import read_config_file, read_table, with_settings
 from emo_mlflow.tracking.lifecycle import KIND
 from emo_mlflow.tracking.store import fetch
 from emo_mlflow.types import Direction
 
 PHASES = {"residual": "sweep", "head": "heads"}  # of a study, and the kind of run that each leaves
-OVERLAP = "overlap.parquet"
 
 
 class Sweep:
@@ -45,7 +45,7 @@ class Sweep:
         try:
             return fetch(self.run_id, name, self._tracking_uri)
         except (MlflowException, OSError) as error:
-            raise UserError(f"run {self.run_id} has no artifact {name}: {str(error).splitlines()[0]}") from None
+            raise UserError(f"run {self.run_id} has no artifact {name}: {reason_of(error)}") from None
 
     def _table(self, name: str) -> pd.DataFrame:
         return read_table(self._fetch(f"{name}.parquet"), name, self.run_id)
@@ -72,9 +72,7 @@ class Sweep:
     @cached_property
     def conditions(self) -> pd.DataFrame:
         """A row per condition."""
-        table = self._table("conditions")
-        # Sweeps that were logged before there were head sweeps have no such column.
-        return table if "head" in table else table.assign(head=pd.array([pd.NA] * len(table), "Int64"))
+        return with_settings(self._table("conditions"), self.config)
 
     @cached_property
     def completions(self) -> pd.DataFrame:
@@ -106,7 +104,7 @@ def load_sweep(run_id: str, tracking_uri: str | None = None) -> Sweep:
     try:
         run = MlflowClient(tracking_uri).get_run(run_id)
     except MlflowException as error:
-        raise UserError(f"there is no run {run_id!r} in this store: {str(error).splitlines()[0]}") from None
+        raise UserError(f"there is no run {run_id!r} in this store: {reason_of(error)}") from None
     kind = run.data.tags.get(KIND)
     if kind not in PHASES.values():
         raise UserError(f"run {run_id} ({run.info.run_name}) is no sweep but {kind or 'a run of something else'}")
@@ -157,7 +155,7 @@ def find_sweeps(
                 ids, " and ".join(parts), order_by=["attributes.start_time DESC"], page_token=token
             )
         except MlflowException as error:
-            raise UserError(f"cannot search with filter {filter!r}: {str(error).splitlines()[0]}") from None
+            raise UserError(f"cannot search with filter {filter!r}: {reason_of(error)}") from None
         rows += [_summary(run) for run in page]
         token = page.token
         if not token:
@@ -185,13 +183,14 @@ def load_compared(ids: Sequence[str], tracking_uri: str | None) -> tuple[list[Sw
     """The sweeps among the runs, and the overlap tables of the alignments.
 
     Raises:
-        UserError: as `load_sweep`.
+        UserError: as `load_sweep`, and for an overlap table that is not one.
     """
     client = MlflowClient(tracking_uri)
     sweeps, alignments = [], []
     for run_id in ids:
         if _is_alignment(client, run_id):
-            alignments.append(pd.read_parquet(fetch(run_id, OVERLAP, tracking_uri)))
+            name = "overlap.parquet"
+            alignments.append(OVERLAP.read(fetch(run_id, name, tracking_uri), f"{name} of run {run_id}"))
         else:
             sweeps.append(load_sweep(run_id, tracking_uri))
     return sweeps, alignments

@@ -8,48 +8,28 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
-from safetensors.numpy import save_file
 
-from emo_mlflow.common.csv_files import write_csv
-from emo_mlflow.directions.files import save_directions
 from emo_mlflow.errors import UserError
 from emo_mlflow.report.heads import write_heads_report
 from emo_mlflow.report.sweep import verdicts, write_report
-from emo_mlflow.settings.sweep import HeadConfig, SweepConfig
+from emo_mlflow.settings.sweep import SweepConfig
+from emo_mlflow.settings.tables import PARAMETERS
 from emo_mlflow.sweep.results import SweepResult, controlled
+from emo_mlflow.sweep.schemas import TABLES
+from emo_mlflow.sweep.swept import SweptHeads
+from emo_mlflow.tracking.values import Values, finite, milliseconds, param_text
 from emo_mlflow.types import Condition
 
-Values = tuple[tuple[str, float, int], ...]
-
 CHILD_LIMIT = 200
-PARAM_LENGTH = 6000
 RECORD, ARTIFACTS = "record.json", "artifacts"
 SETTING = ("emotion", "layer", "head", "alpha", "patch_window")
-SWEEP_PARAMS = (
-    "model",
-    "profile",
-    "alpha_unit",
-    "alpha_schedule",
-    "site",
-    "operation",
-    "direction",
-    "prepend_bos",
-    "sequence_length",
-    "max_samples",
-    "samples_per_prompt",
-    "temperature",
-    "num_random",
-    "dtype",
-    "seed",
-)
+CHILD_PARAMS = ("profile", *(name for name, item in PARAMETERS.items() if item.of_child))
 
 
 @dataclass(frozen=True)
@@ -82,7 +62,7 @@ class Record:
 
 def sweep_params(config: SweepConfig) -> dict[str, str]:
     """The parent's params: every setting, as `config.NAME`."""
-    return {f"config.{k}": _text(v)[:PARAM_LENGTH] for k, v in asdict(config).items()}
+    return {f"config.{k}": param_text(v) for k, v in asdict(config).items()}
 
 
 def plan_children(
@@ -99,13 +79,13 @@ def plan_children(
         return (), None
     if config.child_runs == "auto" and len(wanted) > CHILD_LIMIT:
         return (), f"none: {len(wanted)} conditions are more than {CHILD_LIMIT}; child_runs=all logs them"
-    shared = {name: _text(getattr(config, name))[:PARAM_LENGTH] for name in SWEEP_PARAMS}
+    shared = {name: param_text(getattr(config, name)) for name in CHILD_PARAMS}
     n_windows = len({row["patch_window"] for row in wanted})
     return tuple(_child(shared, row, n_windows) for row in wanted), None
 
 
 def _child(shared: Mapping[str, str], row: Mapping[Any, Any], n_windows: int) -> Child:
-    own = {key: _text(row[key]) for key in (*SETTING, "scope") if not pd.isna(row[key])}
+    own = {key: param_text(row[key]) for key in (*SETTING, "scope") if not pd.isna(row[key])}
     return Child(str(row["condition_id"]), child_name(row, n_windows), {**shared, **own})
 
 
@@ -132,14 +112,14 @@ def sweep_record(result: SweepResult) -> Record:
         row = by_id[child.condition_id]
         own = child_metrics(by_condition[child.condition_id], randoms.get(controlled(row), ()))
         return Child(
-            child.condition_id, child.name, child.params, _finite([*own, ("n_patched", float(row["n_patched"]), 0)])
+            child.condition_id, child.name, child.params, finite([*own, ("n_patched", float(row["n_patched"]), 0)])
         )
 
     facts = [(name, value, 0) for name, value in result.metrics.items()]
     return Record(
-        timestamp=int(time.time() * 1000),
+        timestamp=milliseconds(),
         params=sweep_params(result.config),
-        metrics=_finite([*facts, *parent_metrics(result.config, effects)]),
+        metrics=finite([*facts, *parent_metrics(result.config, effects)]),
         note="\n".join(verdicts(result)),
         children=tuple(map(measured, children)),
         no_children=reason,
@@ -161,12 +141,10 @@ def effect_name(emotion: str, metric: str, alpha: float, window: int | None, n_a
 
 def parent_metrics(config: SweepConfig, effects: pd.DataFrame) -> Iterator[tuple[str, float, int]]:
     """(name, mean difference, layer) for every emotion condition and metric; of a layer's heads, the one that changes it most."""
-    if isinstance(config, HeadConfig):
-        keys = ["kind", "emotion", "layer", "patch_window", "metric"]
-        order = effects["mean_diff"].abs().sort_values(ascending=False, kind="stable").index
-        effects = effects.loc[order].drop_duplicates(keys)
     n_windows = effects["patch_window"].nunique()
-    for row in effects[effects["kind"] == "emotion"].to_dict("records"):
+    order = effects["mean_diff"].abs().sort_values(ascending=False, kind="stable").index
+    largest = effects.loc[order].drop_duplicates(["kind", "emotion", "layer", "alpha", "patch_window", "metric"]).sort_index()
+    for row in largest[largest["kind"] == "emotion"].to_dict("records"):
         window = None if pd.isna(row["patch_window"]) else int(row["patch_window"])
         name = effect_name(row["emotion"], row["metric"], row["alpha"], window, len(config.alphas), n_windows)
         yield name, row["mean_diff"], int(row["layer"])
@@ -182,28 +160,18 @@ def child_metrics(effects: pd.DataFrame, randoms: Iterable[Mapping[Any, Any]]) -
         yield f"random.{control['metric']}", control["mean_diff"], int(control["draw"])
 
 
-def _finite(values: Iterable[tuple[str, float, int]]) -> Values:
-    return tuple((name, float(value), step) for name, value, step in values if np.isfinite(value))
-
-
-def _text(value: Any) -> str:
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-
-
 def write_artifacts(result: SweepResult, folder: Path) -> None:
     """Writes the artifacts of a sweep into a folder."""
     config = {"config": asdict(result.config), **result.facts}
     (folder / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
-    for name in ("prompts", "fit_prompts", "conditions", "completions", "scores", "effects"):
-        getattr(result, name).to_parquet(folder / f"{name}.parquet", index=False)
+    for name, declared in TABLES.items():
+        declared.write(getattr(result, name), folder / f"{name}.parquet")
     metadata = {name: str(result.facts[name]) for name in ("fit_hash", "model_fingerprint", "residual_norms")}
-    if result.screen is None:
-        save_directions(folder / "directions.safetensors", result.directions, metadata)
+    result.swept.save(folder, metadata)
+    if isinstance(result.swept, SweptHeads):
+        write_heads_report(result, result.swept, folder)
+    else:
         write_report(result, folder)
-        return
-    save_file(dict(result.screen.replacements), str(folder / "replacements.safetensors"), metadata=metadata)
-    write_csv(result.screen.effects, folder / "heads.csv")
-    write_heads_report(result, folder)
 
 
 def write_record(result: SweepResult, folder: Path) -> Record:

@@ -55,14 +55,11 @@ def may_pass(error: BaseException) -> bool:
     return status in (408, 429) or status >= 500
 
 
-def reason_of(error: BaseException) -> str:
-    """An error of a request in one line."""
-    return " ".join(str(error).split())[:300]
-
-
 @dataclass(frozen=True)
 class Retry:
     """Makes a request, again and again while it may pass, with growing pauses.
+
+    Not by tenacity, which makes one more request after it was told to stop, and whose set-up is as long as the loop below.
 
     Attributes:
         patience: seconds from a request's first attempt after which its error is raised; infinity for never.

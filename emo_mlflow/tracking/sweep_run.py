@@ -14,14 +14,15 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
-from emo_mlflow.errors import UserError
-from emo_mlflow.settings.sweep import HeadConfig, SweepConfig
+from emo_mlflow.errors import UserError, reason_of
+from emo_mlflow.settings.sweep import SweepConfig
 from emo_mlflow.sweep.results import SweepResult
 from emo_mlflow.tracking.lifecycle import end_run, open_run, run_of_project
-from emo_mlflow.tracking.record import Record, Values, plan_children, read_record, sweep_params, write_record
-from emo_mlflow.tracking.retries import PARTING_SECONDS, PATIENCE, Background, Retry, own_retries, reason_of
+from emo_mlflow.tracking.record import Record, plan_children, read_record, sweep_params, write_record
+from emo_mlflow.tracking.retries import PARTING_SECONDS, PATIENCE, Background, Retry, own_retries
 from emo_mlflow.tracking.store import fetch, shown
 from emo_mlflow.tracking.upload import Upload
+from emo_mlflow.tracking.values import Values, milliseconds
 from emo_mlflow.types import Condition, Say
 
 PROGRESS_SECONDS = 5.0
@@ -44,7 +45,7 @@ def fetch_directions(source: str, tracking_uri: str | None) -> Path:
         return fetch(source, "directions.safetensors", tracking_uri)
     except (MlflowException, OSError) as error:
         raise UserError(
-            f"directions={source!r} is neither a file nor a run that has directions.safetensors ({str(error).splitlines()[0]})"
+            f"directions={source!r} is neither a file nor a run that has directions.safetensors ({reason_of(error)})"
         ) from None
 
 
@@ -96,9 +97,8 @@ class SweepRun:
         client = MlflowClient(tracking_uri)
         tags = {"emo.model": config.model, "emo.profile": config.profile}
         windows = f" {','.join(map(str, config.patch_window))}" if config.scope == "window" else ""
-        kind = "heads" if isinstance(config, HeadConfig) else "sweep"
-        name = f"{kind} {Path(config.model).name}, {config.scope}{windows}"
-        opened = open_run(client, kind, name, tags=tags, experiment=experiment, run_id=run_id)
+        name = f"{config.kind} {Path(config.model).name}, {config.scope}{windows}"
+        opened = open_run(client, config.kind, name, tags=tags, experiment=experiment, run_id=run_id)
         return cls(client, _get_run(client, opened), run_id is None and run_of_project() is None, say)
 
     def __enter__(self) -> SweepRun:
@@ -130,7 +130,7 @@ class SweepRun:
         self._last_progress = now
         values = (("progress.cells", float(done), done), *((f"progress.{k}", v, done) for k, v in figures.items()))
         waiting = self._newest is not None
-        self._newest = (values, int(time.time() * 1000))
+        self._newest = (values, milliseconds())
         if not waiting:
             self._background.send(self._log_progress)
 

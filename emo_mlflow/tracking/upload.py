@@ -10,21 +10,20 @@ import json
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from functools import partial
 from pathlib import Path
 
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, Run
+from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 from mlflow.tracking.context.registry import resolve_tags
 from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_ARTIFACTS, MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE
 
 from emo_mlflow.tracking.lifecycle import FAILURE, KIND
-from emo_mlflow.tracking.record import ARTIFACTS, Child, Record, Values
+from emo_mlflow.tracking.record import ARTIFACTS, Child, Record
 from emo_mlflow.tracking.retries import Retry
+from emo_mlflow.tracking.values import Values, log_values
 
 CONDITION, CHILDREN = "emo.condition_id", "emo.children"
-BATCH, PARAM_BATCH = 1000, 100
 PAGE = 1000
 SERVER_THREADS = 4  # a server answers several requests at once; a database in this process does not
 ROUNDS = 3
@@ -90,8 +89,7 @@ class Upload:
 
     def log_progress(self, values: Values, timestamp: int) -> None:
         """Logs metrics once, without trying again."""
-        metrics = [Metric(name, value, timestamp, step) for name, value, step in values]
-        self.client.log_batch(self.run_id, metrics=metrics)
+        log_values(self.client, self.run_id, metrics=values, timestamp=timestamp)
 
     def _publish_children(self, record: Record, on_progress: Callable[[int], None]) -> None:
         for _ in range(ROUNDS):
@@ -198,16 +196,10 @@ class Upload:
         self._first_params.update(params)
 
     def _log_params(self, run_id: str, params: Mapping[str, str]) -> None:
-        entities = [Param(name, value) for name, value in params.items()]
-        for i in range(0, len(entities), PARAM_BATCH):
-            part = entities[i : i + PARAM_BATCH]
-            self.retry(partial(self.client.log_batch, run_id, params=part))
+        log_values(self.client, run_id, params=params, send=self.retry)
 
     def _log_metrics(self, run_id: str, values: Values, timestamp: int) -> None:
-        metrics = [Metric(name, value, timestamp, step) for name, value, step in values]
-        for i in range(0, len(metrics), BATCH):
-            part = metrics[i : i + BATCH]
-            self.retry(partial(self.client.log_batch, run_id, metrics=part))
+        log_values(self.client, run_id, metrics=values, timestamp=timestamp, send=self.retry)
 
     def _log_artifact(self, path: Path, root: Path) -> None:
         inside = path.parent.relative_to(root).as_posix()

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from asked import asked
 from scipy import linalg, stats
 from tiny_models import save_tiny, tiny_tokenizer
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -170,7 +171,7 @@ LABELS = ["joy"] * N_TEXTS + ["neutral"] * N_TEXTS
 
 
 def aligned(a: States, b: States, seed: int = 0, **given) -> Aligner:
-    settings = AlignSettings("a", "b", **{"k_max": 3, "n_random": 200, "n_permutations": 60, "seed": seed, **given})
+    settings = asked(AlignSettings, **{"model_a": "a", "model_b": "b", "k_max": 3, "n_random": 200, "n_permutations": 60, "seed": seed, **given})
     return Aligner(settings, LABELS, "neutral", a, b)
 
 
@@ -276,7 +277,7 @@ def test_a_rotated_copy_end_to_end(tmp_path: Path):
     first, second, q = rotated_pair(tmp_path)
     texts = write_prompts(tmp_path / "texts.jsonl", 40)
     given = {"dataset": str(texts), "k_max": 3, "depths": 4, "n_permutations": 40, "device": "cpu"}
-    outcome = run_align(AlignSettings(str(first), str(second), **given), tmp_path / "out")
+    outcome = run_align(asked(AlignSettings, model_a=first, model_b=second, **given), tmp_path / "out")
     table = pd.read_parquet(tmp_path / "out" / "overlap.parquet")
     # Not layer 0: the embeddings of the last letters of neutral words do not span the stream.
     equal = table[(table["layer_a"] == table["layer_b"]) & (table["k"] == 1) & (table["layer_a"] > 0)]
@@ -298,7 +299,7 @@ def test_a_rotated_copy_end_to_end(tmp_path: Path):
 
 
 def run_back(second: Path, first: Path, given: dict, tmp_path: Path) -> Path:
-    run_align(AlignSettings(str(second), str(first), **given), tmp_path / "back")
+    run_align(asked(AlignSettings, model_a=second, model_b=first, **given), tmp_path / "back")
     return tmp_path / "back" / "directions.safetensors"
 
 
@@ -310,7 +311,7 @@ def test_models_of_different_width_and_family(tmp_path: Path):
     text = texts.read_text().replace('"neutral"', '"calm"')
     texts.write_text(text)
     given = {"k_max": 2, "depths": 2, "n_permutations": 5, "map": "ridge", "unit": "text", "site": "resid_post"}
-    run_align(AlignSettings(str(first), str(second), str(texts), device="cpu", **given), tmp_path / "out")
+    run_align(asked(AlignSettings, model_a=first, model_b=second, dataset=texts, device="cpu", **given), tmp_path / "out")
     table = pd.read_parquet(tmp_path / "out" / "overlap.parquet")
     assert set(table["emotion"]) == {"joy", "calm"} and len(table) == 2 * 2 * 2 * 2
     assert table[["overlap", "overlap_before", "permuted_mean", "ceiling"]].notna().all(axis=None)
@@ -323,7 +324,7 @@ def test_models_of_different_width_and_family(tmp_path: Path):
     ("change", "match"),
     [
         ({"map": "cca"}, "map='cca' is not one of procrustes, ridge"),
-        ({"unit": "token"}, "unit='token' is neither"),
+        ({"unit": "token"}, "unit='token' is not one of word, text"),
         ({"k_max": 30}, "k=30 components: 'joy' has 6 texts"),
         ({"depths": 0}, "at least 1"),
         ({"model_b": "/none/there"}, "no such folder"),
@@ -334,4 +335,4 @@ def test_bad_input_is_refused_before_a_model_is_loaded(tmp_path: Path, change, m
     texts = write_prompts(tmp_path / "texts.jsonl")
     given = {"model_a": "smollm2-135m", "model_b": "smollm2-135m", "dataset": str(texts), **change}
     with pytest.raises(UserError, match=match):
-        run_align(AlignSettings(**given), tmp_path / "out")
+        run_align(asked(AlignSettings, **given), tmp_path / "out")

@@ -8,13 +8,16 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from asked import asked
 from mlflow import MlflowClient
 from synthetic import synthetic_sweep
 
-from emo_mlflow.commands.compare import CompareRequest, compare, run_comparison, split_ids
+from emo_mlflow.alignment.schemas import OVERLAP
+from emo_mlflow.commands.compare import compare, run_comparison
 from emo_mlflow.errors import UserError
+from emo_mlflow.settings.compare import CompareSettings
 from emo_mlflow.sweep.results import SweepResult
-from emo_mlflow.tracking.comparison import metric_name
+from emo_mlflow.tracking.values import metric_name
 
 OPTIONS = {"alphas": (1.0, 2.0), "layers": (1, 3), "emotions": ("gratitude", "anger")}
 
@@ -66,7 +69,7 @@ def test_by_default_the_newest_finished_sweep_of_each_model_is_compared(
     store.add(synthetic_sweep("model-b", **OPTIONS), status="FAILED")
     said: list[str] = []
     run_id = run_comparison(
-        CompareRequest(experiment="study", n_bootstrap=50, family="model"), store.uri, "study", said.append
+        asked(CompareSettings, from_experiment="study", n_bootstrap=100, family="model"), store.uri, "study", said.append
     )
     run = store.client.get_run(run_id)
     assert run.info.status == "FINISHED"
@@ -101,25 +104,23 @@ def test_an_alignment_among_the_runs_is_read_for_k_selection(store: Store, ids: 
     run_id = store.client.create_run(store.experiment, tags={"emo.kind": "alignment"}).info.run_id
     rows = [
         {
-            "model_a": "a",
-            "model_b": "b",
-            "emotion": "anger",
-            "k": k,
-            "layer_a": i,
-            "layer_b": i,
-            "overlap": 0.3,
-            "null_mean": 0.1,
-            "null_q95": 0.12,
+            **{name: 0.0 for name in OVERLAP.names},
+            **{"model_a": "a", "model_b": "b", "emotion": "anger", "map": "ridge"},
+            **{"k": k, "layer_a": i, "layer_b": i, "overlap": 0.3, "null_mean": 0.1, "null_q95": 0.12},
         }
         for k in (1, 2)
         for i in range(3)
     ]
-    pd.DataFrame(rows).to_parquet(store.folder / "overlap.parquet")
+    OVERLAP.write(pd.DataFrame(rows), store.folder / "overlap.parquet")
     store.client.log_artifact(run_id, str(store.folder / "overlap.parquet"))
     assert compare([ids[0], run_id], tracking_uri=store.uri, n_bootstrap=20).tables["k_selection"]["k"].tolist() == [
         1,
         2,
     ]
+    pd.DataFrame(rows).drop(columns="overlap").to_parquet(store.folder / "overlap.parquet")
+    store.client.log_artifact(run_id, str(store.folder / "overlap.parquet"))
+    with pytest.raises(UserError, match="has no column 'overlap'"):
+        compare([ids[0], run_id], tracking_uri=store.uri)
 
 
 @pytest.mark.parametrize("what", ["missing", "deleted", "unfinished", "no sweep"])
@@ -146,16 +147,17 @@ def test_a_comparison_that_cannot_be_made_fails_its_run_and_says_why(
     run_id = store.client.create_run(store.experiment).info.run_id
     monkeypatch.setenv("MLFLOW_RUN_ID", run_id)
     with pytest.raises(UserError, match="given 2 times"):
-        run_comparison(CompareRequest(runs=(ids[0], ids[0])), store.uri, None, print)
+        run_comparison(asked(CompareSettings, runs=(ids[0], ids[0])), store.uri, None, print)
     run = store.client.get_run(run_id)
     assert run.info.status == "FAILED" and "given 2 times" in run.data.tags["emo.failure"]
     with pytest.raises(UserError, match="no finished sweep that fits"):
-        run_comparison(CompareRequest(experiment="study", filter="tags.`emo.model` = 'none'"), store.uri, None, print)
+        run_comparison(asked(CompareSettings, from_experiment="study", filter="tags.`emo.model` = 'none'"), store.uri, None, print)
 
 
 def test_ids_and_names_are_read_as_they_are_meant() -> None:
     """Guards against an empty id that becomes a search for all runs, and metric names that MLflow refuses."""
-    assert split_ids("a, b") == ("a", "b")
-    with pytest.raises(UserError, match="empty item"):
-        split_ids("a,,b")
+    assert asked(CompareSettings, runs="a, b").runs == ("a", "b") and asked(CompareSettings).runs == ()
+    for mistake in (lambda: asked(CompareSettings, runs="a,,b"), lambda: compare("a,,b")):
+        with pytest.raises(UserError, match=r"runs='a,,b' has an empty item"):
+            mistake()
     assert metric_name("gain.org/m(scope=a)™.joy") == "gain.org/m_scope_a__.joy"

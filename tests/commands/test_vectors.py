@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from asked import asked
 from safetensors import safe_open
 from tiny_models import save_tiny
 
@@ -34,9 +35,10 @@ def write_texts(path: Path, n: int = 12) -> Path:
 def test_a_run_writes_directions_that_a_sweep_takes(tmp_path: Path):
     """Guards: directions without what a sweep checks them by, and tables that miss a layer, a method or an emotion."""
     model, texts = save_tiny(tmp_path / "model", "llama"), write_texts(tmp_path / "t.csv")
-    settings = VectorSettings(
-        str(model), str(texts), site="resid_post", direction="subspace:2", components=3, n_bootstrap=8, save_activations=True, device="cpu"
-    )
+    settings = asked(
+        VectorSettings, model=model, dataset=texts, device="cpu",
+        site="resid_post", direction="subspace:2", components=3, n_bootstrap=8, save_activations=True,
+    )  # fmt: skip
     outcome = run_vectors(settings, tmp_path / "out")
     directions, metadata = load_directions(tmp_path / "out" / "directions.safetensors")
     fingerprint = load(resolve(str(model)), torch.device("cpu"), torch.float32).fingerprint
@@ -65,9 +67,10 @@ def test_a_run_writes_directions_that_a_sweep_takes(tmp_path: Path):
 def test_activations_are_kept_only_if_asked_for(tmp_path: Path):
     """Guards: gigabytes on disk that nobody asked for; and a method outside the usual four."""
     model, texts = save_tiny(tmp_path / "model", "gpt2"), write_texts(tmp_path / "t.csv")
-    settings = VectorSettings(
-        str(model), str(texts), direction="pc2", aggregation="last", methods=("mean_diff",), components=2, n_bootstrap=5, device="cpu"
-    )
+    settings = asked(
+        VectorSettings, model=model, dataset=texts, device="cpu",
+        direction="pc2", aggregation="last", methods=("mean_diff",), components=2, n_bootstrap=5,
+    )  # fmt: skip
     outcome = run_vectors(settings, tmp_path / "out")
     assert not (tmp_path / "out" / "activations.safetensors").exists()
     assert set(pd.read_csv(tmp_path / "out" / "readout.csv")["method"]) == {"mean_diff", "pc2"}
@@ -77,8 +80,8 @@ def test_activations_are_kept_only_if_asked_for(tmp_path: Path):
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        ({"direction": "pc"}, "'pc' is not known"),
-        ({"methods": ("mean_diff", "svm")}, "'svm' is not known"),
+        ({"direction": "pc"}, "direction='pc' is no direction"),
+        ({"methods": ("mean_diff", "svm")}, "methods='mean_diff,svm' is no direction"),
         ({"components": 13}, r"k=13 components: 'joy' has 12 texts"),
         ({"direction": "subspace:14"}, r"k=14 components"),
         ({"emotions": ("awe",)}, "awe"),
@@ -90,7 +93,7 @@ def test_mistakes_are_found_before_the_model_is_loaded(tmp_path: Path, change, m
     """Guards: a typo that is found after minutes of work; smollm2-135m is not touched here."""
     given = {"model": "smollm2-135m", "dataset": str(write_texts(tmp_path / "t.csv")), "device": "cpu", **change}
     with pytest.raises(UserError, match=match):
-        run_vectors(VectorSettings(**given), tmp_path / "out")
+        run_vectors(asked(VectorSettings, **given), tmp_path / "out")
 
 
 def test_layers_at_chance_are_named():

@@ -177,7 +177,7 @@ def test_control_heads_are_other_heads_and_more_of_them_add_to_fewer():
     """Guards: a head that is its own control, and a resumed sweep with more controls that repeats none of the first."""
     grid = [(e, layer, head) for e in ("joy", "fear") for layer in range(3) for head in range(4)]
     effects = pd.DataFrame(grid, columns=["emotion", "layer", "head"]).assign(rank=[*range(1, 13)] * 2)
-    config = replace(make_head_config("smoke", {"top": "2", "num_random": "3"}), layers=(0, 2))
+    config = make_head_config("smoke", {"top": "2", "num_random": "3", "layers": "0,2"}).resolved(("joy", "fear"), n_layers=3)
     conditions = list(head_conditions(config, effects))
     chosen = {(c.emotion, c.layer, c.head) for c in conditions if c.kind == "emotion"}
     controls = [(c.emotion, c.layer, c.head) for c in conditions if c.kind == "random"]

@@ -16,7 +16,7 @@ from emo_mlflow.models.weights import read_header
 from emo_mlflow.scoring.onnx import load_tokenizer
 from emo_mlflow.settings.layers import resolve_layers
 from emo_mlflow.settings.sweep import make_config
-from emo_mlflow.sweep.plan import make_conditions
+from emo_mlflow.sweep.directions import make_conditions
 from emo_mlflow.sweep.spool import Spool
 
 
@@ -35,9 +35,7 @@ def test_numbers_of_thousands_of_digits():
 
 def test_more_conditions_than_a_memory_holds():
     """num_random=10**12 listed conditions until the process was killed."""
-    from dataclasses import replace
-
-    config = replace(make_config("smoke", {"num_random": str(10**12)}), layers=(0,), emotions=("joy",))
+    config = make_config("smoke", {"num_random": str(10**12), "layers": "0"}).resolved(("joy",), n_layers=1)
     with pytest.raises(UserError, match="more than a sweep holds"):
         make_conditions(config)
 

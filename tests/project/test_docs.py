@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import yaml
 from servers import running_server
 from synthetic import synthetic_sweep
 
+from emo_mlflow.settings.profiles import PROFILES
 from emo_mlflow.settings.sweep import make_config
-from emo_mlflow.settings.tables import ALIGN, HEADS, PARAMETERS, PROFILES, VECTORS
+from emo_mlflow.settings.tables import ENTRY_POINTS, PARAMETERS
 from emo_mlflow.tracking.sweep_run import SweepRun
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -62,18 +65,31 @@ def test_every_page_is_in_the_navigation():
     assert listed == {page.name for page in PAGES}
 
 
-@pytest.mark.parametrize(("name", "parameters"), {"parameters": PARAMETERS, "heads": HEADS, "vectors": VECTORS, "align": ALIGN}.items())
-def test_the_tables_of_parameters_have_them_all(name, parameters):
+@pytest.mark.parametrize("entry", ENTRY_POINTS)
+def test_the_tables_of_parameters_have_them_all(entry):
     """They are generated when the documentation is built; here by the same function."""
-    pytest.importorskip("latex2mathml", reason="the extra docs is not installed")
-    sys.path.insert(0, str(DOCS / "site"))
-    try:
-        import hooks
-    finally:
-        sys.path.pop(0)
-    table = hooks.on_page_markdown((DOCS / f"{name}.md").read_text(encoding="utf-8")).split("| parameter |")[1].splitlines()
-    assert [row.split("`")[1] for row in table if row.startswith("| `")] == list(parameters)
-    assert all(profile in table[0] for profile in PROFILES) == (name in ("parameters", "heads"))
+    page = (DOCS / f"{'parameters' if entry == 'main' else entry}.md").read_text(encoding="utf-8")
+    [command] = re.findall(r"<!-- table of (\w+) -->", page)
+    assert command == ENTRY_POINTS[entry].command
+    table = generated().parameter_table(command).splitlines()
+    assert [row.split("`")[1] for row in table if row.startswith("| `")] == list(ENTRY_POINTS[entry].parameters)
+    assert all(profile in table[0] for profile in PROFILES) == bool(ENTRY_POINTS[entry].profiles)
+
+
+def test_the_columns_of_artifacts_are_those_that_are_declared():
+    """Guards: a column that is written and not documented, or the other way round."""
+    texts = [page.read_text(encoding="utf-8") for page in PAGES]
+    assert all(text == generated().with_columns(text) for text in texts), "python docs/site/generated.py"
+    documented = {name for text in texts for name in re.findall(r"<!-- columns of (\w+) -->", text)}
+    assert documented == {*generated().DECLARED} - {"fit_prompts"}, "which has the columns of prompts"
+
+
+def generated() -> ModuleType:
+    """The module of the documentation's folder that makes its tables."""
+    spec = importlib.util.spec_from_file_location("generated", DOCS / "site" / "generated.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def test_nothing_is_fetched_when_a_page_is_read():

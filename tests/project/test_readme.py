@@ -11,8 +11,9 @@ from mlflow import MlflowClient
 from synthetic import synthetic_sweep
 
 from emo_mlflow.scoring.cards import embedded_folder
+from emo_mlflow.settings.profiles import PROFILES
 from emo_mlflow.settings.sweep import make_config
-from emo_mlflow.settings.tables import PARAMETERS, PROFILES
+from emo_mlflow.settings.tables import PARAMETERS
 from emo_mlflow.tracking.sweep_run import SweepRun
 
 ROOT = Path(__file__).parents[2]

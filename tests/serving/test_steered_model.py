@@ -269,9 +269,9 @@ def test_every_setting_of_the_sweep_is_kept(place, tmp_path, given):
     done = {item.cell: item for pack in plan.engine.generate([plan.row(cell) for cell in plan.cells()]) for item in pack}
     condition = next(condition for condition in plan.conditions if condition.kind == "emotion")
     generation = GenerationDefaults(**{name: getattr(plan.config, name) for name in GenerationDefaults.__dataclass_fields__})
-    norm = float(plan.fit.residual_norms[2])
+    norm = float(plan.swept.fit.residual_norms[2])
     settings = Settings(plan.loaded.spec, plan.loaded.fingerprint, condition, norm, generation, "0" * 32)
-    direction = plan.fit.directions["anger"]
+    direction = plan.swept.fit.directions["anger"]
     basis = None if direction.basis is None else direction.basis[2]
     assert (basis is None) == ("direction" not in given)
     save_steered(tmp_path, settings, direction.vectors[2], basis, include_weights=False)

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from emo_mlflow.errors import UserError
 from emo_mlflow.settings.layers import resolve_layers
+from emo_mlflow.settings.profiles import PROFILES
 from emo_mlflow.settings.sweep import make_config, work_hash
-from emo_mlflow.settings.tables import PARAMETERS, PROFILES
+from emo_mlflow.settings.tables import PARAMETERS
 
 
 def test_profiles_hold_what_they_promise():
@@ -91,6 +92,13 @@ def test_no_text_is_a_traceback(name, text):
         make_config("smoke", {name: text})
     except UserError as error:
         assert name in str(error) and not re.search(r"[\r\n]", str(error).replace(repr(text.strip()), ""))
+
+
+def test_what_sets_two_sweeps_apart_has_an_order():
+    """Two sweeps of one model are named by the first two settings in which they differ: two with one rank would take turns."""
+    ranks = [item.apart for item in PARAMETERS.values() if item.apart]
+    assert sorted(ranks) == list(range(1, len(ranks) + 1))
+    assert not [name for name, item in PARAMETERS.items() if item.how and (item.apart or item.of_child)], "these do not decide a text"
 
 
 def test_every_profile_overrides_known_parameters():

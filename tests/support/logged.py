@@ -8,7 +8,7 @@ import numpy as np
 from mlflow import MlflowClient
 
 from emo_mlflow import load_sweep
-from emo_mlflow.tracking.record import SWEEP_PARAMS
+from emo_mlflow.tracking.record import CHILD_PARAMS
 from emo_mlflow.tracking.upload import CONDITION
 
 N_FILES = 14
@@ -29,7 +29,7 @@ def check_logged_once(uri: str, run_id: str) -> None:
         rows = own.to_dict("records")
         expected = {f"{name}.{row['metric']}": row[column] for row in rows for name, column in names.items() if np.isfinite(row[column])}
         found = {name: value for name, value in child.data.metrics.items() if name.partition(".")[0] in names}
-        assert child.info.status == "FINISHED" and len(child.data.params) == len(SWEEP_PARAMS) + 4 and found == expected
+        assert child.info.status == "FINISHED" and len(child.data.params) == len(CHILD_PARAMS) + 4 and found == expected
         random = next(name for name in child.data.metrics if name.startswith("random."))
         assert len(client.get_metric_history(child.info.run_id, random)) == 1
     for name in [name for name in run.data.metrics if not name.startswith("progress.")]:

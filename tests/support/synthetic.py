@@ -8,12 +8,16 @@ from dataclasses import asdict, replace
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
 from emo_mlflow.comparison import Source
 from emo_mlflow.settings.sweep import make_config
 from emo_mlflow.statistics.effects import condition_effects
-from emo_mlflow.sweep.results import KEYS, SweepResult
-from emo_mlflow.types import Condition, Direction, Prompt, digest
+from emo_mlflow.sweep.results import SweepResult
+from emo_mlflow.sweep.schemas import COMPLETIONS, KEYS
+from emo_mlflow.sweep.swept import SweptDirections
+from emo_mlflow.sweep.tables import condition_rows
+from emo_mlflow.types import Condition, Direction, Fit, Prompt, digest
 
 METRICS = (
     "sentiment.negative",
@@ -48,10 +52,11 @@ def synthetic_sweep(
     same for every model and seed.
     """
     rng = np.random.default_rng([seed, len(model), *model.encode()])
-    config = make_config(
+    asked = make_config(
         "seed",
         {
             "model": model,
+            "layers": "all" if layers is None else ",".join(map(str, layers)),
             "emotions": ",".join(emotions),
             "alphas": ",".join(map(str, alphas)),
             "num_random": str(n_random),
@@ -62,21 +67,18 @@ def synthetic_sweep(
             **(settings or {}),
         },
     )
-    config = replace(config, layers=tuple(layers if layers is not None else range(n_layers)), emotions=tuple(emotions))
+    config = asked.resolved(tuple(emotions), n_layers)
     prompts = [Prompt(f"The {i}th train leaves at noon", "neutral", "test") for i in range(n_prompts)]
     prompt_table = pd.DataFrame(
         [(p.prompt_id, p.emotion, p.text) for p in prompts], columns=["prompt_id", "emotion", "text"]
     )
     conditions = list(_conditions(config.layers, alphas, emotions, n_random, scope))
     scores, completions = _cells(rng, conditions, prompts, samples, n_layers, effect)
-    table = pd.DataFrame(
-        [{**asdict(c), "condition_id": c.condition_id, "n_patched": 10 * n_prompts} for c in conditions]
-    )
-    columns = ["condition_id", "kind", "emotion", "layer", "head", "alpha", "draw", "scope", "patch_window", "n_patched"]
-    table = table[columns].astype({"layer": "Int64", "head": "Int64", "alpha": "Float64", "draw": "Int64", "patch_window": "Int64"})
+    table = condition_rows(conditions).assign(n_patched=10 * n_prompts)
     fluency = completions[[*KEYS, "nll", "distinct_2"]].rename(
         columns={"nll": "fluency.nll", "distinct_2": "fluency.distinct_2"}
     )
+    norms = np.ones(n_layers, np.float32)
     return SweepResult(
         config=config,
         facts={
@@ -95,7 +97,7 @@ def synthetic_sweep(
         },
         prompts=prompt_table,
         fit_prompts=prompt_table.iloc[:0],
-        directions={name: Direction(name, "resid_pre", np.ones((n_layers, 8), np.float32)) for name in emotions},
+        swept=SweptDirections(Fit({name: Direction(name, "resid_pre", np.ones((n_layers, 8), np.float32)) for name in emotions}, norms)),
         conditions=table,
         completions=completions,
         scores=scores,
@@ -156,4 +158,5 @@ def _cells(rng, conditions, prompts, samples, n_layers, effect):  # type: ignore
                 rows.append((condition.condition_id, prompt.prompt_id, s, *values[p, s]))
                 texts.append((condition.condition_id, prompt.prompt_id, s, text, 20, nll[p, s], distinct[p, s], None))
     scores = pd.DataFrame(rows, columns=[*KEYS, *METRICS]).astype(dict.fromkeys(METRICS, np.float32))
-    return scores, pd.DataFrame(texts, columns=[*KEYS, "completion", "n_tokens", "nll", "distinct_2", "failure"])
+    frame = pd.DataFrame(texts, columns=COMPLETIONS.names)
+    return scores, pa.Table.from_pandas(frame, COMPLETIONS.schema(COMPLETIONS.names), preserve_index=False).to_pandas()

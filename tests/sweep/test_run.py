@@ -80,7 +80,7 @@ def test_what_cannot_work_is_refused_before_anything_is_generated(place, tmp_pat
         with pytest.raises(UserError, match=match):
             plan_of(place, **given)
     plan = plan_of(place)
-    joy = plan.fit.directions["joy"]
+    joy = plan.swept.fit.directions["joy"]
     for broken, match in (
         (replace(joy, vectors=joy.vectors[:, :16]), "4 layers of width 32"),
         (replace(joy, vectors=joy.vectors[:3]), "4 layers of width 32"),

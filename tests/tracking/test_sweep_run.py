@@ -59,7 +59,7 @@ def test_everything_comes_back_as_it_was(store):
         pd.testing.assert_frame_equal(getattr(sweep, name), getattr(result, name), check_dtype=False)
     assert (sweep.scores.dtypes.iloc[3:] == np.float32).all()
     assert tuple(sweep.config["layers"]) == result.config.layers
-    for name, direction in result.directions.items():
+    for name, direction in result.swept.fit.directions.items():
         np.testing.assert_array_equal(sweep.directions[name].vectors, direction.vectors)
     client = MlflowClient(store)
     assert {file.path for file in client.list_artifacts(sweep.run_id)} == ARTIFACTS

@@ -1,0 +1,30 @@
+"""The settings of `compare`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from emo_mlflow.settings.declared import parameter
+from emo_mlflow.settings.parsing import as_it_is, choice, integer, or_nothing, run_ids
+from emo_mlflow.types import N_BOOTSTRAP
+
+WHOLE = "comparison"  # a correction covers all tests of it
+
+
+# fmt: off
+@dataclass(frozen=True, kw_only=True)
+class CompareSettings:
+    """What to compare and how. Without `runs`, the newest finished sweep of each model in an experiment is taken."""
+
+    runs: tuple[str, ...] = parameter(run_ids, "", "Ids of sweeps (and alignments), separated by commas; default: by experiment.", "what")
+    from_experiment: str | None = parameter(
+        or_nothing(as_it_is), "", "Take the newest finished sweep of each model there; default: --experiment.", "what"
+    )
+    phase: str = parameter(
+        choice("residual", "head"), "residual", "What to take from the experiment: sweeps of directions (residual), or over heads (head).", "what"
+    )
+    filter: str | None = parameter(or_nothing(as_it_is), "", "A further MLflow filter on the sweeps to take.", "what")
+    family: str = parameter(as_it_is, WHOLE, "What a correction covers: comparison, or columns such as model,metric.", "how much")
+    language: str = parameter(as_it_is, "en", "Of the report: en or ja.", "logging")
+    n_bootstrap: int = parameter(integer(100), str(N_BOOTSTRAP), "Resamples of the prompts behind the intervals.", "how much")
+    seed: int = parameter(integer(0), "0", "Seed of the resamples.", "running")

@@ -1,0 +1,74 @@
+"""Parameters, each declared once, as a field of a settings class: options, MLproject, documentation, params and what may change come from that."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
+
+from emo_mlflow.errors import UserError
+
+Group = Literal["what", "where", "how much", "scoring", "running", "logging"]
+METADATA = "parameter"  # of a field
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """What a person may set.
+
+    Attributes:
+        parse: reads its text.
+        default: as a text, outside every profile.
+        help: what it means, in a sentence.
+        group: under which it is listed.
+        how: it says how a sweep is run and not what it computes, so it may be another when the sweep is resumed.
+        of_child: the runs of a sweep's conditions have it as a param.
+        apart: sweeps that differ in it write different texts, which a comparison says; sweeps of one model are named by the two
+            smallest of these numbers that differ. 0: texts do not depend on it, or the tables show it.
+    """
+
+    parse: Callable[[str], Any]
+    default: str
+    help: str
+    group: Group
+    how: bool = False
+    of_child: bool = False
+    apart: int = 0
+
+
+def parameter(
+    parse: Callable[[str], Any], default: str, help: str, group: Group, *, how: bool = False, of_child: bool = False, apart: int = 0
+) -> Any:
+    """A field of a settings class that a person may set; see `Parameter`."""
+    return field(metadata={METADATA: Parameter(parse, default, help, group, how, of_child, apart)})
+
+
+def same_as(settings: type[Any], name: str) -> Any:
+    """A field that is the same parameter as one of another settings class."""
+    return field(metadata={METADATA: table_of(settings)[name]})
+
+
+def table_of(settings: type[Any]) -> dict[str, Parameter]:
+    """The parameters of a settings class by name, in the order of its fields."""
+    return {item.name: item.metadata[METADATA] for item in fields(settings) if METADATA in item.metadata}
+
+
+def read(table: Mapping[str, Parameter], given: Mapping[str, str | None], defaults: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """The value of every parameter of a table, in its order; None and empty texts leave the default.
+
+    Args:
+        defaults: what a profile sets instead of the table's own defaults.
+
+    Raises:
+        UserError: naming the parameter, its value and what it may be.
+    """
+    if unknown := sorted(name for name, text in given.items() if text not in (None, "") and name not in table):
+        raise UserError(f"unknown parameter {unknown[0]!r}: there are {', '.join(table)}")
+    values: dict[str, Any] = {}
+    for name, item in table.items():
+        text = (given.get(name) or (defaults or {}).get(name) or item.default).strip()
+        try:
+            values[name] = item.parse(text)
+        except UserError as error:
+            raise UserError(f"{name}={text!r} {error}") from None
+    return values

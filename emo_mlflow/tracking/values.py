@@ -1,0 +1,63 @@
+"""Params and metrics of a run, in the names, lengths and batches that MLflow takes."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import Any
+
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param
+
+METRICS_A_BATCH, PARAMS_A_BATCH, PARAM_LENGTH, NAME_LENGTH = 1000, 100, 6000, 250  # MLflow's limits
+
+Values = tuple[tuple[str, float, int], ...]  # (name, value, step)
+
+
+def finite(values: Iterable[tuple[str, float, int]]) -> Values:
+    """Without what is not finite, which SQL stores would change."""
+    return tuple((name, float(value), step) for name, value, step in values if math.isfinite(value))
+
+
+def param_text(value: Any) -> str:
+    """A setting as a param's text: lists with commas, as a person writes them."""
+    text = ",".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
+    return text[:PARAM_LENGTH]
+
+
+def metric_name(name: str) -> str:
+    """A name that MLflow takes: a model's own may have other characters."""
+    return "".join(c if c.isascii() and (c.isalnum() or c in "/_.- :") else "_" for c in name)[:NAME_LENGTH]
+
+
+def milliseconds() -> int:
+    """The time as MLflow has it: milliseconds since 1970."""
+    return int(time.time() * 1000)
+
+
+def log_values(
+    client: MlflowClient,
+    run_id: str,
+    *,
+    params: Mapping[str, Any] | None = None,
+    metrics: Iterable[tuple[str, float, int]] = (),
+    timestamp: int | None = None,
+    model_id: str | None = None,
+    send: Callable[[Callable[[], object]], object] = lambda request: request(),
+) -> None:
+    """Logs params and the finite ones of the metrics, in as many requests as it takes.
+
+    Args:
+        timestamp: of the metrics, in milliseconds; None for now.
+        model_id: of the logged model that the metrics are of, if any.
+        send: makes each request, perhaps several times.
+    """
+    when = milliseconds() if timestamp is None else timestamp
+    texts = [Param(name, param_text(value)) for name, value in (params or {}).items()]
+    numbers = [Metric(name, value, when, step, model_id=model_id) for name, value, step in finite(metrics)]
+    for i in range(0, len(texts), PARAMS_A_BATCH):
+        send(partial(client.log_batch, run_id, params=texts[i : i + PARAMS_A_BATCH]))
+    for i in range(0, len(numbers), METRICS_A_BATCH):
+        send(partial(client.log_batch, run_id, metrics=numbers[i : i + METRICS_A_BATCH]))
