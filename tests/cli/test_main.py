@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import subprocess
 import sys
@@ -15,6 +14,7 @@ import pytest
 from click.testing import CliRunner
 from killing import Setup
 from mlflow import MlflowClient
+from places import write_texts
 from tiny_models import save_tiny
 from tiny_scorers import write_scorer
 
@@ -34,8 +34,7 @@ def place(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     save_tiny(tmp_path / "model", "gpt2")
     write_scorer(tmp_path / "scorer")
-    rows = [{"text": f"{name} text {i} is here", "emotion": name} for name in EMOTIONS for i in range(8)]
-    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    write_texts(tmp_path, EMOTIONS)
     return tmp_path
 
 

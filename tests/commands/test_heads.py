@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 from click.testing import CliRunner
 from mlflow import MlflowClient
+from places import write_worded_texts
 from safetensors.numpy import load_file
 from tiny_models import save_tiny
 from tiny_scorers import write_scorer
@@ -29,14 +28,7 @@ def place(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     save_tiny(tmp_path / "model", "llama")
     write_scorer(tmp_path / "scorer", (Head("goemotions", ("gratitude", "anger"), "sigmoid", "logits", temperature=2.0),))
-    rng = np.random.default_rng(0)
-    rows = [
-        {"text": f"{emotion[0]}{i} {' '.join(rng.choice(words.split(), 4))}", "emotion": emotion, "role": role}
-        for emotion, words in WORDS.items()
-        for i in range(16)
-        for role in ["fit" if i < 12 else "test"]
-    ]
-    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    write_worded_texts(tmp_path, WORDS, n_fit=12, n_test=4)
     return tmp_path
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import signal
 import time
@@ -15,6 +14,7 @@ from killing import Setup
 from logged import check_logged_once
 from mlflow import MlflowClient
 from mlflow.artifacts import download_artifacts
+from places import write_texts
 from tiny_models import save_tiny
 from tiny_scorers import write_scorer
 
@@ -39,8 +39,7 @@ def place(tmp_path, monkeypatch):
     monkeypatch.setenv("EMO_MLFLOW_CACHE", str(tmp_path / "cache"))
     save_tiny(tmp_path / "model", "gpt2")
     write_scorer(tmp_path / "scorer")
-    rows = [{"text": f"{name} text {i} is here", "emotion": name} for name in EMOTIONS for i in range(9)]
-    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    write_texts(tmp_path, EMOTIONS, 9)
     return tmp_path
 
 

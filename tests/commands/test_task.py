@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from mlflow import MlflowClient
+from places import write_worded_texts
 from tiny_models import save_tiny
 from tiny_scorers import write_scorer
 
@@ -28,14 +29,7 @@ def place(tmp_path, monkeypatch):
     save_tiny(tmp_path / "a", "gpt2")
     save_tiny(tmp_path / "b", "llama", seed=1, d_model=40)
     write_scorer(tmp_path / "scorer")
-    rng = np.random.default_rng(0)
-    rows = [
-        {"text": f"{emotion[0]}{i} {' '.join(rng.choice(words.split(), 4))}", "emotion": emotion, "role": role}
-        for emotion, words in WORDS.items()
-        for i in range(14)
-        for role in ["fit" if i < 10 else "test"]
-    ]
-    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    write_worded_texts(tmp_path, WORDS, n_fit=10, n_test=4)
     return tmp_path
 
 

@@ -6,7 +6,6 @@ the environment. Texts are not generated: what a sweep says before that is what 
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import traceback
@@ -20,6 +19,7 @@ from click.testing import CliRunner, Result
 from hostile import CASES, NAMES
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from places import write_texts
 from tiny_models import save_tiny
 from tiny_scorers import write_scorer
 
@@ -80,8 +80,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     (world / "work").mkdir(parents=True)
     save_tiny(world / "model", "gpt2", n_layers=2, d_model=16)
     write_scorer(world / "scorer")
-    rows = [{"text": f"{name} text {i} is here", "emotion": name} for name in EMOTIONS for i in range(6)]
-    (world / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    write_texts(world, EMOTIONS, 6)
     (world / "corpora").mkdir()
     (world / "rubbish").write_bytes(bytes(range(256)))
     (world / "empty").mkdir()

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from places import write_texts
 from servers import running_server
 from tiny_models import save_tiny
 
@@ -69,8 +70,7 @@ class Place:
 
 def sweep_tiny_models(folder: Path, uri: str) -> None:
     """Two sweeps of random models, as a person would type them."""
-    rows = [{"text": f"{name} text {i} is here", "emotion": name} for name in ("gratitude", "anger", "neutral") for i in range(8)]
-    (folder / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    write_texts(folder, ("gratitude", "anger", "neutral"))
     for seed, (name, family) in enumerate({"gpt-neo-125m": "gpt_neo", "pythia-160m": "gpt_neox"}.items()):
         save_tiny(folder / "models" / name, family, seed=seed, n_layers=13)
         command = [

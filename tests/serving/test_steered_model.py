@@ -22,6 +22,7 @@ import pytest
 from click.testing import CliRunner
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
+from places import write_texts
 from safetensors.numpy import save_file
 from synthetic import synthetic_sweep
 from tiny_models import CONTEXT, save_tiny
@@ -45,8 +46,7 @@ def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("place")
     save_tiny(folder / "model", "gpt2")
     write_scorer(folder / "scorer")
-    rows = [{"text": f"{name} text {i} is here", "emotion": name} for name in EMOTIONS for i in range(8)]
-    (folder / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    write_texts(folder, EMOTIONS)
     words = ["sweep", "--layers", "1,2", "--alphas", "1,8", "--alpha-schedule", "linear", "--scope", "window", "--patch-window", "2,3"]
     words += ["--sequence-length", "12", "--max-samples", "4", "--num-random", "1", "--device", "cpu"]
     words += ["--model", str(folder / "model"), "--dataset", str(folder / "data.jsonl"), "--scorers", str(folder / "scorer")]

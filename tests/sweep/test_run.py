@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from places import write_texts
 from tiny_models import CONTEXT, save_tiny
 from tiny_scorers import write_scorer
 
@@ -28,8 +28,7 @@ def place(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("sweep")
     save_tiny(folder / "model", "gpt2")
     write_scorer(folder / "scorer")
-    rows = [{"text": f"{name} text {i} is here", "emotion": name} for name in EMOTIONS for i in range(6)]
-    (folder / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    write_texts(folder, EMOTIONS, 6)
     return folder
 
 

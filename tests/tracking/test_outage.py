@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import re
 import threading
@@ -25,6 +24,7 @@ from mlflow.protos.databricks_pb2 import (
     RESOURCE_DOES_NOT_EXIST,
     TEMPORARILY_UNAVAILABLE,
 )
+from places import write_texts
 from servers import Proxy, Server, free_port, now_and_then, running_server
 from tiny_models import save_tiny
 from tiny_scorers import write_scorer
@@ -59,8 +59,7 @@ def place(tmp_path, monkeypatch):
     monkeypatch.setattr("emo_mlflow.tracking.retries.FIRST_PAUSE", 0.05)
     save_tiny(tmp_path / "model", "gpt2")
     write_scorer(tmp_path / "scorer")
-    rows = [{"text": f"{name} text {i} is here", "emotion": name} for name in ("gratitude", "anger", "neutral") for i in range(9)]
-    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    write_texts(tmp_path, ("gratitude", "anger", "neutral"), 9)
     return tmp_path
 
 
