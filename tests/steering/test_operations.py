@@ -14,6 +14,7 @@ from tiny_models import FAMILIES
 from emo_mlflow.errors import UserError
 from emo_mlflow.scoring.targets import expected_sign
 from emo_mlflow.settings.tables import HEADS, PARAMETERS
+from emo_mlflow.steering import operations
 from emo_mlflow.steering.decoding import Decoding
 from emo_mlflow.steering.edits import RowEdits, make_patch
 from emo_mlflow.steering.operations import HEAD_REPLACEMENTS, STREAM_EDITS, operation
@@ -109,9 +110,11 @@ def test_a_kept_norm_is_exact(family, scope, window):
 
 
 def test_operations_are_declared_wherever_they_are_named():
-    """A name that settings know and no file declares fails when the model is loaded; one that no page names is never found."""
+    """A name that settings know and no file declares fails when the model is loaded; a file that nothing lists, or no page names, is lost."""
     assert set(STREAM_EDITS) == set(get_args(Operation)) == set(FORMULAS)
     assert set(HEAD_REPLACEMENTS) == set(get_args(HeadOperation))
+    files = {path.stem for path in Path(operations.__file__).parent.glob("*.py")}
+    assert files - {"__init__", "declaration"} == {*STREAM_EDITS, *HEAD_REPLACEMENTS}
     for names, parameter, page in (
         (STREAM_EDITS, PARAMETERS["operation"], "semantics.md"),
         (HEAD_REPLACEMENTS, HEADS["operation"], "heads.md"),
