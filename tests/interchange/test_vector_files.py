@@ -167,7 +167,7 @@ def test_lm_eval_finds_the_blocks_of_every_family(tmp_path: Path, kind, said):
     hooks = {name: item["steering_vector"] for name, item in config.items()}
     changed, clean = steered(model, hooks, (1, 5, 6, 7)), steered(model, {}, (1, 5, 6, 7))
     patch = make_patch(Condition("emotion", "joy", 2, 1.0, scope="all", site="resid_post"), VECTORS[2], None, 1.0, 1)
-    torch.testing.assert_close(changed, reference_logits(model, Row(Cell("c", "p", 0), (1, 5, 6, 7), patch), [], 0), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(changed, reference_logits(model, Row(Cell("c", "p", 0), (1, 5, 6, 7), patch), [])[0], rtol=1e-4, atol=1e-4)
     assert (changed - clean).abs().max() > 1e-3
 
 

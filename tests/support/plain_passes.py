@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 from packs import D_MODEL, N_LAYERS, VOCABULARY
+from reference import edited_residual
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -42,11 +43,7 @@ def plain_logits(model: PreTrainedModel, tokens: Tokens, patch: Patch | None) ->
         hidden = hidden.clone()
         assert patch is not None
         for position in range(1, len(tokens)):
-            h = hidden[0, position].clone()
-            if patch.basis is not None:
-                basis = torch.from_numpy(patch.basis)
-                h = h - basis.T @ (basis @ h)
-            hidden[0, position] = h + float(patch.alpha_by_step[0]) * torch.from_numpy(patch.shift)
+            hidden[0, position] = edited_residual(patch, hidden[0, position].clone(), 0)
         return hidden
 
     def after(module, args, output):

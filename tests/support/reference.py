@@ -22,6 +22,15 @@ def reference_positions(scope: str, window: int | None, prompt_length: int, step
     return [(j, max(0, j - prompt_length + 1)) for j in range(first, end)]
 
 
+def edited_residual(patch: Patch, h: Tensor, step: int) -> Tensor:
+    """One residual, [d_model], as the patch edits it at a step."""
+    g = h + float(patch.alpha_by_step[step]) * torch.from_numpy(patch.shift)
+    if patch.removed is not None:
+        removed = torch.from_numpy(patch.removed)
+        g = g - removed.T @ (removed @ h)
+    return g * (h.norm() / g.norm()) if patch.keeps_norm else g
+
+
 @torch.no_grad()
 def reference_logits(model: PreTrainedModel, row: Row, generated: Sequence[int]) -> Tensor:
     """float32 logits of the token that each step chooses, those of the next one included, [generated + 1, vocabulary].
@@ -50,12 +59,7 @@ def reference_logits(model: PreTrainedModel, row: Row, generated: Sequence[int])
         hidden = hidden.clone()
         assert isinstance(patch, Patch)
         for position, alpha_step in positions:
-            h = hidden[0, position].clone()
-            g = h + float(patch.alpha_by_step[alpha_step]) * torch.from_numpy(patch.shift)
-            if patch.removed is not None:
-                removed = torch.from_numpy(patch.removed)
-                g = g - removed.T @ (removed @ h)
-            hidden[0, position] = g * (h.norm() / g.norm()) if patch.keeps_norm else g
+            hidden[0, position] = edited_residual(patch, hidden[0, position].clone(), alpha_step)
         return hidden
 
     def before(module, args):
