@@ -1,3 +1,4 @@
+# make study      does each emotion's direction steer, and is that specific? An answer in minutes
 # make sweep      a small sweep of a real model, end to end       make test       ruff, mypy and the tests, in a few minutes
 # make ui         look at the results                            make test-slow  the longer tests: Ray, kills, a browser, fuzzing
 # make dist       a wheel and an sdist in dist/                   make lint       ruff and mypy alone
@@ -17,7 +18,7 @@ STAMP := $(VENV)/.installed
 
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --durations 10
 
-.PHONY: setup sweep test test-slow lint ui dist docs
+.PHONY: setup sweep study test test-slow lint ui dist docs
 
 setup: $(STAMP)
 
@@ -25,6 +26,10 @@ $(STAMP): setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[test]"
 	touch $@
+
+study: $(STAMP)
+	PATH="$(BIN):$$PATH" MLFLOW_TRACKING_URI="$(MLFLOW_TRACKING_URI)" \
+		mlflow run . -e study --env-manager local -P model=$(MODEL)
 
 sweep: $(STAMP)
 	PATH="$(BIN):$$PATH" MLFLOW_TRACKING_URI="$(MLFLOW_TRACKING_URI)" \

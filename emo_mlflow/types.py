@@ -18,7 +18,8 @@ Kind = Literal["baseline", "emotion", "random"]
 Scope = Literal["window", "generated", "all"]
 Site = Literal["resid_pre", "resid_post"]
 Operation = Literal["add", "project_out", "clamp", "add_keep_norm"]
-AlphaUnit = Literal["vector", "residual"]
+AlphaUnit = Literal["vector", "residual", "kl"]
+Control = Literal["isotropic", "covariance", "shuffled"]
 Aggregation = Literal["mean", "last", "attention"]
 HeadOperation = Literal["zero", "mean", "patch", "restore"]
 Screen = Literal["top", "all"]
@@ -104,6 +105,7 @@ class Condition:
         draw: which random direction, or which randomly drawn head, 0..R-1, for a random control.
         seed: what random directions are drawn from; None unless random.
         head: the head that is replaced; None for a direction.
+        control: the kind of random direction; None for one that is drawn anew at every layer, with the norm of the direction.
     """
 
     kind: Kind
@@ -119,6 +121,7 @@ class Condition:
     alpha_unit: AlphaUnit = "vector"
     alpha_schedule: str = "constant"
     head: int | None = None
+    control: Control | None = None
 
     @property
     def place(self) -> tuple[str, int]:

@@ -13,7 +13,7 @@ from emo_mlflow.cli.options import parameter_options, profile_option, store_opti
 from emo_mlflow.cli.tools import COMMANDS
 from emo_mlflow.errors import UserError, reason_of
 from emo_mlflow.settings.profiles import DEFAULT, OF_HEADS, PROFILES
-from emo_mlflow.settings.tables import ALIGN, COMPARE, HEADS, PARAMETERS, VECTORS
+from emo_mlflow.settings.tables import ALIGN, COMPARE, HEADS, PARAMETERS, STUDY, VECTORS
 
 STORES = ("mlflow", "sqlalchemy", "alembic")  # whose errors are about the store: its address, its tables, its answers
 
@@ -73,6 +73,19 @@ def sweep(profile: str, tracking_uri: str | None, experiment: str | None, **give
     from emo_mlflow.commands.sweep import run_sweep_session
 
     run_sweep_session(profile or DEFAULT, given, tracking_uri, experiment, click.echo)
+
+
+@main.command()
+@parameter_options(STUDY)
+@store_options
+def study(tracking_uri: str | None, experiment: str | None, **given: str | None) -> None:
+    """Answer for each emotion: does its direction steer, is that specific to it, and at what price? One run, in minutes.
+
+    The design is fixed before the first steered text. In brackets: the default.
+    """
+    from emo_mlflow.commands.study import run_study_command
+
+    run_study_command(given, tracking_uri, experiment, click.echo)
 
 
 @main.command()

@@ -87,13 +87,13 @@ def collect(spec: ModelSpec, settings: AlignSettings, prompts: PromptSet, device
 
     def points(chosen: Sequence[Prompt]) -> FloatArray:
         if settings.unit == "text":
-            return text_means(stack, encoded(chosen), settings.site)[0]
+            return text_means(stack, encoded(chosen), settings.site, fingerprint=loaded.fingerprint)[0]
         positions = [
             word_positions(loaded.tokenizer, prompt.text, settings.prepend_bos, spec.name) for prompt in chosen
         ]
         return token_states(stack, encoded(chosen), positions, settings.site)
 
-    means, norms = text_means(stack, encoded(prompts.fit), settings.site)
+    means, norms = text_means(stack, encoded(prompts.fit), settings.site, fingerprint=loaded.fingerprint)
     neutral = [prompt for prompt in prompts.fit if prompts.reference in (None, prompt.emotion)]
     return States(
         name=spec.name,

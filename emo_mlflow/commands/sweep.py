@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import shutil
-import signal
 import sys
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -16,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from emo_mlflow.common.cache_folder import cache_folder
+from emo_mlflow.common.termination import terminable
 from emo_mlflow.errors import UserError
 from emo_mlflow.settings.sweep import SweepConfig, SweepSettings, make_config
 from emo_mlflow.sweep.resume import (
@@ -78,7 +77,7 @@ def run_sweep_session(
     from emo_mlflow.tracking.store import check_store
 
     request = SweepRequest(profile, {name: text for name, text in given.items() if text}, tracking_uri, experiment, say, make)
-    with own_retries(), _terminable():
+    with own_retries(), terminable():
         try:
             settings = make(profile, request.given)
             if settings.resume in ("none", "auto"):
@@ -91,23 +90,6 @@ def run_sweep_session(
         except UserError as error:
             mark_failed(str(error), tracking_uri)
             raise
-
-
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """Schedulers, containers and `mlflow run` end a process with SIGTERM, which is then as good as Ctrl-C: the run says that it was stopped."""
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():  # only there can a signal be handled
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _start(settings: SweepSettings, request: SweepRequest) -> None:

@@ -72,7 +72,8 @@ def run_vectors(settings: VectorSettings, out: Path) -> Outcome:
     check(spec, device, getattr(torch, settings.dtype))
     loaded = load(spec, device, getattr(torch, settings.dtype))
     tokens = encode(loaded, [prompt.text for prompt in prompts.fit], settings.prepend_bos)
-    means, norms = text_means(BlockStack(loaded.model), tokens, settings.site, settings.aggregation)
+    stack = BlockStack(loaded.model)
+    means, norms = text_means(stack, tokens, settings.site, settings.aggregation, fingerprint=loaded.fingerprint)
     with threadpool_limits(1, user_api="blas"):  # small products: threads wait for each other, measured 30 times slower
         directions = choose_direction(settings.direction, means, labels, prompts.reference, settings.site)
         subspaces = fit_subspaces(means, labels, prompts.reference, settings.components)

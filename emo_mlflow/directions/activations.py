@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from emo_mlflow.directions.kept import Kept
 from emo_mlflow.errors import UserError
 from emo_mlflow.models.blocks import BlockStack
 from emo_mlflow.types import Aggregation, FloatArray, Site, Tokens
@@ -39,7 +40,7 @@ def own_streams(stack: BlockStack, tokens: Tensor, site: Site) -> Iterator[Tenso
 
 @torch.inference_mode()
 def text_means(
-    stack: BlockStack, texts: Sequence[Tokens], site: Site, aggregation: Aggregation = "mean"
+    stack: BlockStack, texts: Sequence[Tokens], site: Site, aggregation: Aggregation = "mean", fingerprint: str | None = None
 ) -> tuple[FloatArray, FloatArray]:
     """Each text's residual stream as one vector per layer, and the mean norm of its own tokens' streams.
 
@@ -48,6 +49,7 @@ def text_means(
 
     Args:
         texts: token ids, the document-start token first; each has at least two.
+        fingerprint: of the model's weights, by which the result is kept in the cache folder; None to keep nothing.
 
     Returns:
         float32 [n_texts, n_layers, d_model] and float32 [n_texts, n_layers].
@@ -55,6 +57,10 @@ def text_means(
     Raises:
         UserError: for `attention` if the model does not give its attention weights.
     """
+    key = [fingerprint, stack.device.type, str(stack.dtype), site, aggregation, [list(text) for text in texts]]
+    kept = None if fingerprint is None else Kept.of(key)
+    if kept is not None and (found := kept.read((len(texts), stack.n_layers, stack.d_model))):
+        return found
     means = np.zeros((len(texts), stack.n_layers, stack.d_model), np.float32)
     norms = np.zeros((len(texts), stack.n_layers), np.float32)
     for members in batches(texts):
@@ -67,6 +73,8 @@ def text_means(
                 pooled = own[:, -1] if aggregation == "last" else own.mean(dim=1)
             means[members, layer] = pooled.cpu().numpy()
             norms[members, layer] = own.norm(dim=-1).mean(dim=1).cpu().numpy()
+    if kept is not None:
+        kept.write(means, norms)
     return means, norms
 
 

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
-from emo_mlflow.types import FloatArray, digest
+from emo_mlflow.errors import UserError
+from emo_mlflow.types import Control, FloatArray, digest
+
+FEWEST_TEXTS = 20  # with fewer, draws of one kind are too much alike to be 19 or more
 
 
 def random_control(
@@ -28,3 +33,51 @@ def random_control(
         return (drawn[0] * float(np.linalg.norm(vector.astype(np.float64)))).astype(np.float32), None
     coordinates = basis.astype(np.float64) @ vector
     return (coordinates @ drawn).astype(np.float32), drawn.astype(np.float32)
+
+
+def draw_control(
+    kind: Control,
+    values: FloatArray,
+    labels: Sequence[str],
+    reference: str | None,
+    *,
+    emotion: str | None,
+    seed: int,
+    draw: int,
+) -> FloatArray:
+    """A random direction of a kind, float32 [d_model]; its norm means nothing. One draw is one choice through all layers.
+
+    `isotropic`: uniform. `covariance`: a random combination of the texts' deviations from their emotion's mean, so it varies as the
+    stream does. `shuffled`: the mean difference after the labels of the emotion's and the reference's texts were shuffled.
+
+    Args:
+        values: float32 [n_texts, d_model], of one layer.
+        emotion: for `shuffled`.
+
+    Raises:
+        UserError: if there are too few texts.
+    """
+    names = np.array(labels)
+    if kind == "isotropic":
+        return _generator(kind, seed, draw).standard_normal(values.shape[1]).astype(np.float32)
+    if kind == "covariance":
+        centred = values.astype(np.float64)
+        for name in dict.fromkeys(labels):
+            centred[names == name] -= centred[names == name].mean(axis=0)
+        if len(centred) < FEWEST_TEXTS:
+            raise UserError(f"controls=covariance needs {FEWEST_TEXTS} texts to fit on, and there are {len(centred)}: leave it out, or give more")
+        return (_generator(kind, seed, draw).standard_normal(len(centred)) @ centred).astype(np.float32)
+    used = np.flatnonzero((names == emotion) | (names == reference)) if reference else np.arange(len(names))
+    positive = names[used] == emotion
+    if len(used) < FEWEST_TEXTS:
+        raise UserError(
+            f"controls=shuffled needs {FEWEST_TEXTS} texts of {emotion} and what it is compared with, and there are {len(used)}: "
+            "leave it out, or give more"
+        )
+    shuffled = _generator(kind, seed, draw, str(emotion)).permutation(positive)
+    rows = values[used].astype(np.float64)
+    return (rows[shuffled].mean(axis=0) - rows[~shuffled].mean(axis=0)).astype(np.float32)
+
+
+def _generator(*key: object) -> np.random.RandomState:
+    return np.random.RandomState(int(digest(["control", *key], 8), 16))

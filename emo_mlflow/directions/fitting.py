@@ -57,12 +57,14 @@ def fit_directions(
     reference: str | None,
     direction: str = "mean_diff",
     aggregation: Aggregation = "mean",
+    fingerprint: str | None = None,
 ) -> Fit:
     """Directions of every emotion among `prompts`, at every layer, and how well they read held-out texts.
 
     Args:
         tokens: of each prompt, the document-start token first.
         direction: as in `choose_direction`.
+        fingerprint: as in `text_means`.
 
     Raises:
         UserError: if a text has no token of its own, or `direction` asks for what the texts cannot give.
@@ -72,7 +74,7 @@ def fit_directions(
             raise UserError(
                 f"the text {prompt.text!r} is too short to fit a direction on: it has no token after the first"
             )
-    means, norms = text_means(stack, tokens, site, aggregation)
+    means, norms = text_means(stack, tokens, site, aggregation, fingerprint)
     labels = [prompt.emotion for prompt in prompts]
     name, rank = parse_direction(direction)
     judged = judge(means, labels, reference, ["mean_diff" if rank else name])

@@ -43,7 +43,7 @@ class SweepFields:
     layers: Any
     alphas: tuple[float, ...] = parameter(each(number), "1.0", "Strengths, such as 1.0 or -2,-1,0.5.", "how much")
     alpha_unit: AlphaUnit = parameter(
-        choice(*get_args(AlphaUnit)), "vector", "Unit of alpha: the direction (vector), or the layer's mean norm (residual).", "how much",
+        choice("vector", "residual"), "vector", "Unit of alpha: the direction (vector), or the layer's mean norm (residual).", "how much",
         of_child=True, apart=3,
     )
     alpha_schedule: str = parameter(

@@ -10,11 +10,12 @@ from emo_mlflow.settings.compare import CompareSettings
 from emo_mlflow.settings.declared import Parameter, table_of
 from emo_mlflow.settings.export import ScorerExport
 from emo_mlflow.settings.profiles import OF_HEADS, PROFILES
+from emo_mlflow.settings.study import StudySettings
 from emo_mlflow.settings.sweep import HeadSettings, SweepSettings
 from emo_mlflow.settings.vectors import VectorSettings
 
-PARAMETERS, HEADS, VECTORS, ALIGN, COMPARE, EXPORT = map(
-    table_of, (SweepSettings, HeadSettings, VectorSettings, AlignSettings, CompareSettings, ScorerExport)
+PARAMETERS, STUDY, HEADS, VECTORS, ALIGN, COMPARE, EXPORT = map(
+    table_of, (SweepSettings, StudySettings, HeadSettings, VectorSettings, AlignSettings, CompareSettings, ScorerExport)
 )
 
 
@@ -42,6 +43,7 @@ class EntryPoint:
 
 ENTRY_POINTS = {
     "main": EntryPoint("sweep", PARAMETERS, PROFILES),
+    "study": EntryPoint("study", STUDY),
     "vectors": EntryPoint("vectors", VECTORS),
     "align": EntryPoint("align", ALIGN),
     "heads": EntryPoint("heads", HEADS, OF_HEADS),

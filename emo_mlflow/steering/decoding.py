@@ -263,7 +263,11 @@ class PackDecoder:
         self, found: Sequence[tuple[int, tuple[int, ...], int | None]], layout: Layout, n: int
     ) -> dict[tuple[Tokens, Tokens], float]:
         """Mean NLL of each distinct (prompt, text), from the row that shares it whose boundary is highest."""
-        rows = {(self.rows[i].tokens, kept): (at, i) for at, (i, kept, broken) in enumerate(found) if kept and broken is None}
+        rows = {
+            (self.rows[i].tokens, kept): (at, i)
+            for at, (i, kept, broken) in enumerate(found)
+            if kept and broken is None and self.rows[i].with_nll
+        }
         if not rows:
             return {}
         if self.scope != "window":

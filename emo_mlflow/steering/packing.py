@@ -26,12 +26,14 @@ class Row:
         tokens: the prompt, document-start token included.
         patch: None for the baseline.
         noise_seed: what sampling noise is drawn from; rows of one prompt and sample share it, so that conditions are paired.
+        with_nll: whether the text's likelihood under the unpatched model is computed, which takes a third of the time.
     """
 
     cell: Cell
     tokens: Tokens
     patch: Intervention | None
     noise_seed: int = 0
+    with_nll: bool = True
 
 
 def pack_key(patch: Intervention, prompt_length: int) -> tuple[object, ...]:

@@ -34,7 +34,9 @@ def over_directions(
         UserError: for directions of another model, or more conditions than can be listed.
     """
     if file is None:
-        fit = fit_directions(stack, prompts.fit, texts, config.site, prompts.reference, config.direction)
+        fit = fit_directions(
+            stack, prompts.fit, texts, config.site, prompts.reference, config.direction, fingerprint=loaded.fingerprint
+        )
     else:
         fit = _read(file, config, loaded, stack, texts)
     return SweptDirections(fit), make_conditions(config)
@@ -78,5 +80,5 @@ def _read(file: Path, config: SweepConfig, loaded: LoadedModel, stack: BlockStac
     )
     norms = norms_from_metadata(metadata, loaded.n_layers)
     if norms is None:
-        norms = text_means(stack, texts, config.site)[1].mean(axis=0)
+        norms = text_means(stack, texts, config.site, fingerprint=loaded.fingerprint)[1].mean(axis=0)
     return Fit({name: directions[name] for name in config.emotions}, norms)

@@ -37,6 +37,7 @@ ORDER = (
     "scoring",
     "sweep",
     "comparison",
+    "study",
     "report",
     "interchange",
     "tracking",
