@@ -16,6 +16,7 @@ from emo_mlflow.study.design import Design
 from emo_mlflow.sweep.estimate import TYPICAL_UTILISATION
 
 MODERATE, LARGE = 0.3, 0.5  # effects, in standard deviations of the difference from a random direction
+STRENGTH_TEXTS = 15  # of 20 tokens: what meeting a budget of damage takes for one direction, measured on SmolLM2-135M
 HALF = 0.5  # the power below which a study is not worth its texts
 
 
@@ -25,6 +26,7 @@ class Cost:
 
     Attributes:
         least, most: texts if no direction is specific, and if all are (with a large effect).
+        least_work, most_work: the same, with the work of meeting a budget of damage counted in texts.
         seconds_per_text: of generation.
         power: per emotion, of a large effect (mean over the emotions).
     """
@@ -32,19 +34,21 @@ class Cost:
     n_prompts: int
     least: int
     most: int
+    least_work: float
+    most_work: float
     seconds_per_text: float
     power: float
     power_moderate: float
 
     def within(self, budget: Budget) -> bool:
         """Whether the study keeps to a budget even if all directions are specific."""
-        used = self.most * self.seconds_per_text / 60 if budget.unit == "min" else self.most
+        used = self.most_work * self.seconds_per_text / 60 if budget.unit == "min" else self.most
         return used <= budget.amount
 
     def lines(self, design: Design) -> list[str]:
         """For the terminal and the report."""
         kinds = len(design.controls)
-        minutes = [texts * self.seconds_per_text / 60 for texts in (self.least, self.most)]
+        minutes = [texts * self.seconds_per_text / 60 for texts in (self.least_work, self.most_work)]
         small = smallest_effect(self.n_prompts, design.limit, 0.8)
         return [
             f"{self.n_prompts} prompts; {len(design.places)} directions, each against at most {design.limit} random directions of {kinds} "
@@ -69,6 +73,8 @@ def cost_of(design: Design, seconds_per_text: float) -> Cost:
         n_prompts=n,
         least=_texts(null, design, m, n),
         most=_texts(large, design, m, n),
+        least_work=_texts(null, design, m, n) + _strengths(null, design, m),
+        most_work=_texts(large, design, m, n) + _strengths(large, design, m),
         seconds_per_text=seconds_per_text,
         power=sum(large.found) / m,
         power_moderate=sum(moderate.found) / m,
@@ -81,6 +87,14 @@ def _texts(found: Expected, design: Design, m: int, n: int) -> int:
     draws = found.texts - n * (1 + m)
     own = sum(m if control == "shuffled" and design.shared else 1 for control in design.controls)
     return round(fixed + max(draws, 0) * own)
+
+
+def _strengths(found: Expected, design: Design, m: int) -> float:
+    """What finding the strengths of all draws takes, in texts."""
+    if design.places[0].alpha_unit != "kl":
+        return 0.0
+    own = sum(m if control == "shuffled" and design.shared else 1 for control in design.controls)
+    return STRENGTH_TEXTS * found.draws * own * len(design.places[0].layers)
 
 
 def seconds_per_text(stack: BlockStack, sequence_length: int) -> float:

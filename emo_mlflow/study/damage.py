@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 from scipy.special import log_softmax
@@ -25,7 +27,8 @@ def damage_table(plan: StudyPlan) -> pd.DataFrame:
     """
     arms = plan.arms
     places = [(place, condition) for place in plan.design.places for condition in arms.conditions(Arm(place.emotion))]
-    patches = [arms.patches[condition.condition_id] for _, condition in places]
+    steering = [arms.patches[condition.condition_id] for _, condition in places]
+    patches = [replace(patch, alpha_by_step=patch.alpha_by_step[:1]) for patch in steering]  # a text is read in one pass
     boundaries = sorted({patch.boundary for patch in patches})
     forced = DamageMeter(plan.stack, plan.passages, boundaries).measure(patches)
     clean, steered = _right_answers(plan, boundaries, patches)

@@ -27,7 +27,7 @@ class Answer:
 
     Attributes:
         verdict: `specific`: its label rises more than under every random direction of every control, as the procedure decides over all emotions.
-            `steers`: its label rises against the baseline (Holm over emotions), not shown to be specific. `not shown`: neither.
+            `steers`: its label rises against the baseline (Holm over emotions, an interval above 0), not shown to be specific. `not shown`: neither.
             `untested`: an earlier emotion of the sequence was not shown.
         effect: mean change of the own label from the baseline, with Student's interval.
         baseline, patched: mean label without and with the direction.
@@ -70,7 +70,7 @@ def answers(design: Design, bank: Bank, tests: Tests) -> tuple[Answer, ...]:
             Answer(
                 emotion=emotion,
                 metric=place.metric,
-                verdict=verdict_of(step, effect.mean, float(adjusted[emotion])),
+                verdict=verdict_of(step, effect, float(adjusted[emotion])),
                 effect=effect,
                 baseline=float(np.nanmean(base[0])),
                 patched=float(np.nanmean(own, axis=1).max()),
@@ -87,11 +87,11 @@ def answers(design: Design, bank: Bank, tests: Tests) -> tuple[Answer, ...]:
     return tuple(found)
 
 
-def verdict_of(step: Step, effect: float, p_baseline: float, level: float = LEVEL) -> Verdict:
-    """The verdict that the tests support."""
-    if step.decision == "rejected" and effect > 0:
+def verdict_of(step: Step, effect: Interval, p_baseline: float, level: float = LEVEL) -> Verdict:
+    """The verdict that the tests support; a rise whose interval reaches 0 is not called one."""
+    if step.decision == "rejected" and effect.mean > 0:
         return "specific"
-    if p_baseline <= level and effect > 0:
+    if p_baseline <= level and effect.low > 0:
         return "steers"
     return "untested" if step.decision == "untested" else "not shown"
 

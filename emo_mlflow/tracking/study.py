@@ -49,9 +49,11 @@ class StudyRun:
 
     def fix(self, design: Design, settings: Mapping[str, Any]) -> bool:
         """Logs the design, before the first steered text; says whether the run had another one before."""
-        before = self.client.get_run(self.run_id).data.tags.get(DESIGN_ID)
+        data = self.client.get_run(self.run_id).data
+        before = data.tags.get(DESIGN_ID)
         changed = before is not None and before != design.design_id
-        log_values(self.client, self.run_id, params={f"config.{name}": text for name, text in settings.items()})
+        new = {f"config.{name}": text for name, text in settings.items() if f"config.{name}" not in data.params}
+        log_values(self.client, self.run_id, params=new)  # what a run was begun with stays: params do not change
         self.client.set_tag(self.run_id, DESIGN_ID, design.design_id)
         if changed:
             self.client.set_tag(self.run_id, CHANGED, f"from {before}")
