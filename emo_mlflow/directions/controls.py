@@ -59,14 +59,14 @@ def draw_control(
     """
     names = np.array(labels)
     if kind == "isotropic":
-        return _generator(kind, seed, draw).standard_normal(values.shape[1]).astype(np.float32)
+        return np.asarray(_generator(kind, seed, draw).standard_normal(values.shape[1]), np.float32)
     if kind == "covariance":
         centred = values.astype(np.float64)
         for name in dict.fromkeys(labels):
             centred[names == name] -= centred[names == name].mean(axis=0)
         if len(centred) < FEWEST_TEXTS:
             raise UserError(f"controls=covariance needs {FEWEST_TEXTS} texts to fit on, and there are {len(centred)}: leave it out, or give more")
-        return (_generator(kind, seed, draw).standard_normal(len(centred)) @ centred).astype(np.float32)
+        return np.asarray(_generator(kind, seed, draw).standard_normal(len(centred)) @ centred, np.float32)
     used = np.flatnonzero((names == emotion) | (names == reference)) if reference else np.arange(len(names))
     positive = names[used] == emotion
     if len(used) < FEWEST_TEXTS:

@@ -84,7 +84,7 @@ def against_draws(result: StudyResult) -> Figure:
     kinds = list(result.design.controls)
     figure = new_figure(7.2, 0.9 + 0.32 * len(result.answers) * (1 + len(kinds)))
     axes = figure.subplots()
-    labels, y = [], 0
+    labels, y = [], 0.0
     for answer in result.answers:
         effect = answer.effect
         if np.isfinite(effect.low):
@@ -176,7 +176,7 @@ def _damage(result: StudyResult) -> list[tuple[str, ...]]:
 
 
 def _rungs(result: StudyResult) -> list[tuple[str, ...]]:
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for row in result.verdicts.to_dict("records"):
         span = f"{row['draw_low']:+.2f} to {row['draw_high']:+.2f}" if np.isfinite(row["draw_low"]) else "-"
         kind = CONTROLS.get(row["control"])

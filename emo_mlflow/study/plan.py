@@ -70,7 +70,7 @@ def prepare_study(settings: StudySettings) -> StudyInputs:
     prompts = load_prompts(settings.dataset, emotions=settings.emotions, max_samples=settings.max_samples, seed=settings.seed)
     for values, what in ((settings.layers, "layers"), (settings.alpha, "alpha")):
         check_emotions(values, prompts.emotions, what)
-    if prompts.reference is None and settings.alpha_unit == "kl" and settings.dataset != "builtin":
+    if prompts.reference is None:
         raise UserError(f"{prompts.source} has no neutral texts: a study needs them to fit on and to continue; give some the emotion neutral")
     if len(prompts.test) < FEWEST:
         missing = FEWEST - len(prompts.test)

@@ -202,7 +202,7 @@ def own_claim(table: pd.DataFrame, emotion: str, level: float = LEVEL) -> bool:
 
 def verdict_metrics(found: Sequence[Answer]) -> Mapping[str, float]:
     """Numbers of a run: `verdict.<emotion>.effect`, `.low`, `.high`, `.p`, `.draws`, `.harmed`, `.broken`."""
-    metrics = {}
+    metrics: dict[str, float] = {}
     for answer in found:
         values = {
             "effect": answer.effect.mean,
