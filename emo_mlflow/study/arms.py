@@ -11,7 +11,7 @@ from emo_mlflow.directions.controls import draw_control
 from emo_mlflow.steering.damage import DamageMeter
 from emo_mlflow.steering.edits import Patch, make_patch
 from emo_mlflow.steering.strength import find_strengths
-from emo_mlflow.study.design import BASELINE, Arm, Design
+from emo_mlflow.study.protocol import BASELINE, Arm, Design
 from emo_mlflow.types import Condition, Direction, FloatArray
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from emo_mlflow.scoring.broken import broken
 from emo_mlflow.scoring.protocol import Scorers
 from emo_mlflow.statistics.moments import Floats
-from emo_mlflow.study.design import Arm
+from emo_mlflow.study.protocol import Arm
 from emo_mlflow.types import Cell, Completion, Condition
 
 Write = Callable[[Sequence[Cell]], Iterator[Sequence[Completion]]]

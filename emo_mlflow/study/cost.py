@@ -12,7 +12,7 @@ from emo_mlflow.settings.study import Budget
 from emo_mlflow.statistics.draw_power import smallest_effect
 from emo_mlflow.statistics.sequential import Looks
 from emo_mlflow.statistics.study_plan import Expected, StudyDesign, expected
-from emo_mlflow.study.design import Design
+from emo_mlflow.study.protocol import Design
 from emo_mlflow.sweep.estimate import TYPICAL_UTILISATION
 
 MODERATE, LARGE = 0.3, 0.5  # effects, in standard deviations of the difference from a random direction

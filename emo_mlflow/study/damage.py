@@ -13,8 +13,8 @@ from emo_mlflow.statistics.moments import Floats
 from emo_mlflow.steering.choices import ChoiceMeter, encode_item
 from emo_mlflow.steering.damage import DamageMeter
 from emo_mlflow.steering.edits import Patch
-from emo_mlflow.study.design import Arm
 from emo_mlflow.study.plan import StudyPlan
+from emo_mlflow.study.protocol import Arm
 
 
 def damage_table(plan: StudyPlan) -> pd.DataFrame:

@@ -28,7 +28,8 @@ from emo_mlflow.settings.study import StudySettings, check_emotions, value_of
 from emo_mlflow.statistics.sequential import Looks
 from emo_mlflow.steering.damage import DamageMeter
 from emo_mlflow.study.arms import Arms, Sources
-from emo_mlflow.study.design import (
+from emo_mlflow.study.items import Question, load_items
+from emo_mlflow.study.protocol import (
     MOST_DEPTHS,
     Design,
     Place,
@@ -38,7 +39,6 @@ from emo_mlflow.study.design import (
     draws_limit,
     order_of,
 )
-from emo_mlflow.study.items import Question, load_items
 from emo_mlflow.types import Prompt, Tokens
 
 FEWEST = 6

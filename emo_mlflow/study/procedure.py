@@ -10,7 +10,7 @@ import numpy as np
 
 from emo_mlflow.statistics.moments import Floats
 from emo_mlflow.statistics.sequential import DrawTest, Step, draw_test, fixed_sequence, holm, wanted
-from emo_mlflow.study.design import BASELINE, Arm, Design
+from emo_mlflow.study.protocol import BASELINE, Arm, Design
 from emo_mlflow.types import Control
 
 EXCLUDED = "every control breaks the text"

@@ -19,10 +19,10 @@ from emo_mlflow.steering.engine import Engine
 from emo_mlflow.steering.packing import Row
 from emo_mlflow.study.bank import TextBank
 from emo_mlflow.study.damage import damage_table
-from emo_mlflow.study.design import BASELINE, Arm
+from emo_mlflow.study.finished import StudyResult
 from emo_mlflow.study.plan import StudyPlan
 from emo_mlflow.study.procedure import Tests, run_tests
-from emo_mlflow.study.result import StudyResult
+from emo_mlflow.study.protocol import BASELINE, Arm
 from emo_mlflow.study.verdicts import Answer, answers, draw_changes, own_changes, rung_table
 from emo_mlflow.sweep.grid import noise_seed
 from emo_mlflow.types import Cell, Completion, Say

@@ -14,8 +14,8 @@ from emo_mlflow.statistics.margins import Interval, Share, harmed, mean_interval
 from emo_mlflow.statistics.moments import Floats
 from emo_mlflow.statistics.sequential import Step
 from emo_mlflow.statistics.signs import sign_flip_p
-from emo_mlflow.study.design import BASELINE, LEVEL, Arm, Design, Place
 from emo_mlflow.study.procedure import Bank, Tests
+from emo_mlflow.study.protocol import BASELINE, LEVEL, Arm, Design, Place
 from emo_mlflow.types import Control
 
 Verdict = Literal["specific", "steers", "not shown", "untested"]

@@ -7,8 +7,8 @@ import pytest
 from scipy import stats
 from study_world import EMOTIONS, World, design_of
 
-from emo_mlflow.study.design import BASELINE, Arm
 from emo_mlflow.study.procedure import run_tests
+from emo_mlflow.study.protocol import BASELINE, Arm
 from emo_mlflow.study.verdicts import answers, rung_table
 
 NULL = dict.fromkeys(EMOTIONS, 0.0)

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from emo_mlflow.statistics.moments import Floats
-from emo_mlflow.study.design import Design
+from emo_mlflow.study.protocol import Design
 from emo_mlflow.study.verdicts import Answer, Verdict
 
 
