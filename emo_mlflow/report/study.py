@@ -49,8 +49,16 @@ def price(answer: Answer) -> str:
     share, low, high = answer.harmed.share, answer.harmed.low, answer.harmed.high
     return (
         f"Broken texts: {answer.broken:.0%}, without the direction {answer.broken_baseline:.0%}. "
-        f"The label fell on {share:.0%} of the prompts (95% interval {low:.0%} to {high:.0%})."
+        f"The label fell on {share:.0%} of the prompts (95% interval {low:.0%} to {high:.0%}).{_elsewhere(answer)}"
     )
+
+
+def _elsewhere(answer: Answer) -> str:
+    """The same on the second set of prompts."""
+    effect = answer.second
+    if effect is None or not np.isfinite(effect.low):
+        return ""
+    return f" On {effect.n} prompts of another kind (questions, dialogue): {effect.mean:+.2f} ({effect.low:+.2f} to {effect.high:+.2f})."
 
 
 def study_lines(result: StudyResult) -> list[str]:
@@ -103,7 +111,7 @@ def against_draws(result: StudyResult) -> Figure:
         tick.set_fontweight("bold")
     axes.axvline(0, color=MUTED, lw=0.8)
     axes.set_xlabel("mean change of the own label from the baseline")
-    axes.set_title("The direction (with its 95% interval), and each random direction that it met")
+    axes.set_title("Each direction, and the random ones that it met")
     return figure
 
 
@@ -178,14 +186,14 @@ def _damage(result: StudyResult) -> list[tuple[str, ...]]:
 def _rungs(result: StudyResult) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = []
     for row in result.verdicts.to_dict("records"):
-        span = f"{row['draw_low']:+.2f} to {row['draw_high']:+.2f}" if np.isfinite(row["draw_low"]) else "-"
+        span = f"{row['draw_low']:+.2f} to {row['draw_high']:+.2f}" if row["draws"] > 1 else _signed(row["draw_low"])
         kind = CONTROLS.get(row["control"])
         rows.append(
             (
                 row["emotion"],
                 f"{row['control']} ({kind})" if kind else row["control"],
                 str(row["draws"]) if row["draws"] else "-",
-                f"{row['p']:.3f}" if row["draws"] or not kind else "-",
+                _p(row["p"]) if row["draws"] or not kind else "-",
                 span,
                 f"{row['broken']:.0%}" if np.isfinite(row["broken"]) else "-",
                 "void: broken text" if row["void"] else "",
@@ -204,6 +212,14 @@ def _own(result: StudyResult) -> Iterator[str]:
 def _texts(result: StudyResult) -> list[tuple[str, ...]]:
     shown = result.examples.groupby("emotion", sort=False).head(EXAMPLES).to_dict("records")
     return [(r["emotion"], r["prompt"], r["baseline"], r["patched"], f"{r['change']:+.2f}") for r in shown]
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.2f}" if np.isfinite(value) else "-"
+
+
+def _p(value: float) -> str:
+    return "below 0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def _number(value: float) -> str:

@@ -23,7 +23,7 @@ from emo_mlflow.study.finished import StudyResult
 from emo_mlflow.study.plan import StudyPlan
 from emo_mlflow.study.procedure import Tests, run_tests
 from emo_mlflow.study.protocol import BASELINE, Arm
-from emo_mlflow.study.verdicts import Answer, answers, draw_changes, own_changes, rung_table
+from emo_mlflow.study.verdicts import HARM, Answer, answers, draw_changes, own_changes, rung_table
 from emo_mlflow.sweep.grid import noise_seed
 from emo_mlflow.types import Cell, Completion, Say
 
@@ -150,7 +150,7 @@ def _standing(tests: Tests) -> str:
 
 def _with_second(answer: Answer, bank: TextBank) -> Answer:
     changes = own_changes(bank, answer.emotion)
-    return replace(answer, second=mean_interval(changes), second_harmed=harmed(changes))
+    return replace(answer, second=mean_interval(changes), second_harmed=harmed(changes, HARM))
 
 
 def _others(plan: StudyPlan, bank: TextBank) -> pd.DataFrame:

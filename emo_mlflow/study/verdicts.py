@@ -18,6 +18,7 @@ from emo_mlflow.study.procedure import Bank, Tests
 from emo_mlflow.study.protocol import BASELINE, LEVEL, Arm, Design, Place
 from emo_mlflow.types import Control
 
+HARM = 0.01  # a fall of the label by less is none: scores of a text differ by as much for a comma
 Verdict = Literal["specific", "steers", "not shown", "untested"]
 
 
@@ -34,7 +35,7 @@ class Answer:
         p_baseline: one-sided, by sign flips; `p_baseline_holm` is corrected over the emotions.
         p: against random directions, the largest of the controls that count.
         draws: random directions that it met, of the control that decided.
-        harmed: share of prompts on which the label fell.
+        harmed: share of prompts on which the label fell by more than `HARM`.
         broken, broken_baseline: share of texts that are broken.
     """
 
@@ -78,7 +79,7 @@ def answers(design: Design, bank: Bank, tests: Tests) -> tuple[Answer, ...]:
                 p_baseline_holm=float(adjusted[emotion]),
                 p=step.p,
                 draws=step.draws,
-                harmed=harmed(differences[emotion]),
+                harmed=harmed(differences[emotion], HARM),
                 broken=float(bank.broken(Arm(emotion)).mean()),
                 broken_baseline=float(bank.broken(BASELINE).mean()),
                 place=place,
