@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -116,15 +117,14 @@ def fit_to_budget(design: Design, budget: Budget, seconds: float) -> tuple[Desig
     for n in dict.fromkeys(sizes):
         smaller = on_prompts(design, n)
         cost = cost_of(smaller, seconds)
-        if cost.within(budget):
-            if cost.power < HALF:
-                break
+        if cost.within(budget) and cost.power >= HALF:
             return smaller, cost
+        if cost.within(budget):
+            break
     assert cost is not None
-    raise UserError(
-        f"budget={budget.amount:g}{budget.unit} allows {cost.n_prompts} prompts, with which a large effect ({LARGE:g} standard deviations) is "
-        f"found with a probability of {cost.power:.2f} only: {_remedy(design, seconds, budget)}"
-    )
+    given, found = f"budget={budget.amount:g}{budget.unit}", f"a large effect ({LARGE:g} standard deviations) is found with a probability of {cost.power:.2f}"
+    allows = f"allows {cost.n_prompts} prompts" if cost.within(budget) else f"is not enough for {cost.n_prompts} prompts"
+    raise UserError(f"{given} {allows}, with which {found}: {_remedy(design, seconds, budget)}")
 
 
 def _remedy(design: Design, seconds: float, budget: Budget) -> str:
@@ -132,7 +132,7 @@ def _remedy(design: Design, seconds: float, budget: Budget) -> str:
         cost = cost_of(on_prompts(design, min(n, len(design.prompts))), seconds)
         if cost.power >= HALF or n >= len(design.prompts):
             break
-    needed = f"{cost.most * seconds / 60:.0f}min" if budget.unit == "min" else f"{cost.most}texts"
+    needed = f"{math.ceil(cost.most_work * seconds / 60)}min" if budget.unit == "min" else f"{cost.most}texts"
     return f"give budget={needed} for {cost.n_prompts} prompts (power {cost.power:.2f}), fewer emotions, or one of controls="
 
 
