@@ -13,6 +13,7 @@ from emo_mlflow.errors import UserError
 from emo_mlflow.steering import choices
 from emo_mlflow.steering.choices import ChoiceMeter, Item
 from emo_mlflow.steering.edits import Patch
+from emo_mlflow.types import FloatArray
 
 
 def items_of(rng: np.random.Generator, n: int, longest: int = 4) -> list[Item]:
@@ -24,35 +25,37 @@ def items_of(rng: np.random.Generator, n: int, longest: int = 4) -> list[Item]:
     return [Item(some(2, 5), tuple(some(1, longest) for _ in range(rng.integers(2, 6)))) for _ in range(n)]
 
 
-def plain_total(model, item: Item, choice: tuple[int, ...], patch: Patch | None) -> float:
-    logits = plain_logits(model, item.question + choice, patch).double().log_softmax(-1)
-    return sum(float(logits[len(item.question) + i - 1, token]) for i, token in enumerate(choice))
+def plain_totals(model, item: Item, patches: list[Patch | None]) -> FloatArray:
+    """[patches, choices]."""
+    totals = []
+    for choice in item.choices:
+        logits = plain_logits(model, item.question + choice, patches).double().log_softmax(-1)
+        totals.append(sum(logits[:, len(item.question) + i - 1, token] for i, token in enumerate(choice)))
+    return torch.stack(totals, dim=1).numpy()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_choices_are_as_likely_as_in_a_plain_forward_pass(family):
     """Guards against: a choice that continues another item's question, an unedited choice, padding that is counted, shifted targets."""
     rng = np.random.default_rng(0)
-    stack, items = stack_of(family), items_of(rng, 6)
-    patches = [None, *patches_of(rng, 3), None]
+    stack, items = stack_of(family), items_of(rng, 8)
+    patches = [None, *patches_of(rng, 8), None]
     found = ChoiceMeter(stack, items, BOUNDARIES).measure(patches)
-    for row, patch in enumerate(patches):
-        for i, item in enumerate(items):
-            expected = [plain_total(stack.model, item, choice, patch) for choice in item.choices]
-            assert found.total[row, i, : len(expected)] == pytest.approx(expected, abs=2e-4, rel=1e-5)
-            lengths = [len(choice) for choice in item.choices]
-            assert found.per_token[row, i, : len(expected)] == pytest.approx(
-                np.divide(expected, lengths), abs=2e-4, rel=1e-5
-            )
-            assert np.isnan(found.total[row, i, len(expected) :]).all()
+    for i, item in enumerate(items):
+        expected, n = plain_totals(stack.model, item, patches), len(item.choices)
+        assert found.total[:, i, :n] == pytest.approx(expected, abs=2e-4, rel=1e-5)
+        assert found.per_token[:, i, :n] == pytest.approx(expected / [len(c) for c in item.choices], abs=2e-4, rel=1e-5)
+        assert np.isnan(found.total[:, i, n:]).all()
 
 
 def test_choices_of_one_token_need_no_pass_of_their_own():
     rng = np.random.default_rng(1)
-    stack, items, (patch,) = stack_of("llama"), items_of(rng, 5, longest=1), patches_of(rng, 1)
-    found = ChoiceMeter(stack, items, BOUNDARIES).measure([patch])
+    stack, items, patches = stack_of("llama"), items_of(rng, 3, longest=1), patches_of(rng, 2)
+    found = ChoiceMeter(stack, items, BOUNDARIES).measure(patches)
     for i, item in enumerate(items):
-        assert found.total[0, i, 0] == pytest.approx(plain_total(stack.model, item, item.choices[0], patch), abs=2e-4)
+        assert found.total[:, i, : len(item.choices)] == pytest.approx(
+            plain_totals(stack.model, item, patches), abs=2e-4
+        )
 
 
 def test_choices_do_not_depend_on_how_the_work_is_cut(monkeypatch):

@@ -20,31 +20,33 @@ from emo_mlflow.steering.strength import TOLERANCE, find_strengths
 from emo_mlflow.types import FloatArray, Tokens
 
 
-def plain_damage(model, tokens: Tokens, patch: Patch) -> FloatArray:
-    """KL, rise of the NLL and same top token, [3, q - 2], of the tokens from the third on."""
-    clean, patched = (plain_logits(model, tokens, p)[1:-1].double().log_softmax(-1) for p in (None, patch))
-    targets = torch.tensor(tokens[2:])[:, None]
-    kl = (clean.exp() * (clean - patched)).sum(-1)
-    rise = (clean - patched).gather(1, targets)[:, 0]
-    return torch.stack([kl, rise, (clean.argmax(-1) == patched.argmax(-1)).double()]).numpy()
+def plain_damage(model, tokens: Tokens, patches: list[Patch]) -> FloatArray:
+    """KL, rise of the NLL and same top token of the tokens from the third on, [3, patches, q - 2]."""
+    clean, *patched = plain_logits(model, tokens, [None, *patches])[:, 1:-1].double().log_softmax(-1)
+    lost = clean - torch.stack(patched)
+    targets = torch.tensor(tokens[2:])[None, :, None].expand(len(patches), -1, 1)
+    same = torch.stack(patched).argmax(-1) == clean.argmax(-1)
+    return torch.stack([(clean.exp() * lost).sum(-1), lost.gather(-1, targets)[..., 0], same.double()]).numpy()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_damage_is_that_of_a_plain_forward_pass(family):
     """Guards against: an edited first position, padding that is seen, rows that get another row's edit or start, shifted targets."""
     rng = np.random.default_rng(0)
-    stack, texts, patches = stack_of(family), texts_of(rng, 5), patches_of(rng, 6)
+    stack, texts, patches = stack_of(family), texts_of(rng, 8), patches_of(rng, 12)
     found = DamageMeter(stack, texts, BOUNDARIES).measure(patches)
     assert found.text.tolist() == [i for i, tokens in enumerate(texts) for _ in tokens[2:]]
-    for row, patch in enumerate(patches):
-        by_text = [plain_damage(stack.model, tokens, patch) for tokens in texts]
-        kl, rise, same = np.concatenate(by_text, axis=1)
-        assert found.kl[row] == pytest.approx(kl, abs=1e-4, rel=1e-4)
-        assert found.nll_rise[row] == pytest.approx(rise, abs=1e-4, rel=1e-4)
-        assert (found.same_top[row] == same).mean() > 0.99  # ties
-        assert found.mean_kl[row] == pytest.approx(kl.mean(), abs=1e-4)
-        assert found.perplexity_ratio[row] == pytest.approx(np.exp(rise.mean()), rel=1e-3)
-        assert found.by_text(found.kl)[row] == pytest.approx([each[0].mean() for each in by_text], abs=1e-4, rel=1e-4)
+    by_text = [plain_damage(stack.model, tokens, patches) for tokens in texts]
+    kl, rise, same = np.concatenate(by_text, axis=2)
+    assert found.kl == pytest.approx(kl, abs=1e-4, rel=1e-4)
+    assert found.nll_rise == pytest.approx(rise, abs=1e-4, rel=1e-4)
+    assert (found.same_top == same).mean() > 0.99  # ties
+    assert found.mean_kl == pytest.approx(kl.mean(axis=1), abs=1e-4, rel=1e-4)
+    assert found.perplexity_ratio == pytest.approx(np.exp(rise.mean(axis=1)), rel=1e-3)
+    assert (
+        pytest.approx(np.stack([each[0].mean(axis=1) for each in by_text]), abs=1e-4, rel=1e-4)
+        == found.by_text(found.kl).T
+    )
 
 
 def test_what_changes_nothing_does_no_damage():
@@ -135,4 +137,4 @@ def test_budgets_out_of_reach_are_refused():
         find_strengths(meter, [patch_of(rng.normal(size=D_MODEL), 1)], [1e6])
     basis = np.linalg.qr(rng.normal(size=(D_MODEL, 20)))[0].T.astype(np.float32)
     with pytest.raises(UserError, match="boundary 1"):
-        find_strengths(meter, [patch_of(rng.normal(size=20) @ basis, 1, basis=basis)], [1e-4])
+        find_strengths(meter, [patch_of(rng.normal(size=20) @ basis, 1, removed=basis)], [1e-4])

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from emo_mlflow.models.families import find_blocks, find_output_projection
@@ -23,12 +24,27 @@ def reference_positions(scope: str, window: int | None, prompt_length: int, step
 
 
 def edited_residual(patch: Patch, h: Tensor, step: int) -> Tensor:
-    """One residual, [d_model], as the patch edits it at a step."""
+    """The residual h, [d_model], as a patch makes it at a step."""
     g = h + float(patch.alpha_by_step[step]) * torch.from_numpy(patch.shift)
     if patch.removed is not None:
         removed = torch.from_numpy(patch.removed)
         g = g - removed.T @ (removed @ h)
     return g * (h.norm() / g.norm()) if patch.keeps_norm else g
+
+
+def hook_boundary(model: PreTrainedModel, boundary: int, edit: Callable[[Tensor], Tensor]) -> RemovableHandle:
+    """Edits the residual stream before block `boundary`, or after the last one, until the handle is removed."""
+
+    def before(module, args):
+        return (edit(args[0]), *args[1:])
+
+    def after(module, args, output):
+        return (edit(output[0]), *output[1:]) if isinstance(output, tuple) else edit(output)
+
+    blocks = find_blocks(model)
+    if boundary == len(blocks):
+        return blocks[-1].register_forward_hook(after)
+    return blocks[boundary].register_forward_pre_hook(before)
 
 
 @torch.no_grad()
@@ -62,18 +78,11 @@ def reference_logits(model: PreTrainedModel, row: Row, generated: Sequence[int])
             hidden[0, position] = edited_residual(patch, hidden[0, position].clone(), alpha_step)
         return hidden
 
-    def before(module, args):
-        return (edit(args[0]), *args[1:])
-
-    def after(module, args, output):
-        return (edit(output[0]), *output[1:]) if isinstance(output, tuple) else edit(output)
-
     handles = []
     if isinstance(patch, HeadPatch):
         handles.append(find_output_projection(blocks[patch.boundary]).register_forward_pre_hook(replace_head))
     elif patch is not None:
-        last = patch.boundary == len(blocks)
-        handles.append(blocks[-1].register_forward_hook(after) if last else blocks[patch.boundary].register_forward_pre_hook(before))
+        handles.append(hook_boundary(model, patch.boundary, edit))
     try:
         logits = model(input_ids=tokens, use_cache=False).logits
         return torch.stack([logits[step, prompt_length + step - 1] for step in range(n_steps)]).float()
