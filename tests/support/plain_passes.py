@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 from packs import D_MODEL, N_LAYERS, VOCABULARY
-from reference import hook_boundary, edited_residual
+from reference import edited_residual, hook_boundary
 from torch import Tensor
 from transformers import PreTrainedModel
 
