@@ -122,7 +122,8 @@ def fit_to_budget(design: Design, budget: Budget, seconds: float) -> tuple[Desig
         if cost.within(budget):
             break
     assert cost is not None
-    given, found = f"budget={budget.amount:g}{budget.unit}", f"a large effect ({LARGE:g} standard deviations) is found with a probability of {cost.power:.2f}"
+    given = f"budget={budget.amount:g}{budget.unit}"
+    found = f"a large effect ({LARGE:g} standard deviations) is found with a probability of {cost.power:.2f}"
     allows = f"allows {cost.n_prompts} prompts" if cost.within(budget) else f"is not enough for {cost.n_prompts} prompts"
     raise UserError(f"{given} {allows}, with which {found}: {_remedy(design, seconds, budget)}")
 
