@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from emo_mlflow.errors import UserError
+from emo_mlflow.errors import UserError, reason_of
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ def blocks_below_base_of(model_type: str) -> str:
             model = AutoModelForCausalLM.from_config(config)
     except Exception as error:  # whatever a class raises that cannot be made from its defaults
         raise UserError(
-            f"cannot tell where a model of type {model_type!r} has its blocks ({' '.join(str(error).split())[:200]}): give --model-type as "
+            f"cannot tell where a model of type {model_type!r} has its blocks ({reason_of(error, 200)}): give --model-type as "
             "the model's config.json has it, or fit the directions again, and the file will say"
         ) from None
     return blocks_below_base(model)
