@@ -12,9 +12,11 @@ from urllib.parse import urlsplit, urlunsplit
 from mlflow import MlflowClient, get_tracking_uri
 from mlflow.artifacts import download_artifacts
 
+from emo_mlflow.common.deadline import within
 from emo_mlflow.errors import UserError
 
 SQLITE = "sqlite:///"
+STORE_SECONDS = 8.0
 PROGRESS_BAR = "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"
 
 
@@ -28,8 +30,7 @@ def check_store(tracking_uri: str | None) -> None:
     if not uri.startswith(("http://", "https://")):
         return
     try:
-        with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=8):
-            return
+        within(STORE_SECONDS, lambda: urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=STORE_SECONDS).close())
     except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
         reason = getattr(error, "reason", error)
         raise UserError(

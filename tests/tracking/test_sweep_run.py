@@ -22,6 +22,7 @@ from synthetic import synthetic_sweep
 from emo_mlflow import find_sweeps, load_sweep
 from emo_mlflow.errors import UserError
 from emo_mlflow.report.sweep import verdicts
+from emo_mlflow.tracking import store as store_module
 from emo_mlflow.tracking.lifecycle import mark_failed
 from emo_mlflow.tracking.record import effect_name
 from emo_mlflow.tracking.store import check_store
@@ -242,6 +243,16 @@ def test_a_server_that_is_not_there_is_an_error_at_once():
     with pytest.raises(UserError, match="does not answer"):
         check_store(f"http://127.0.0.1:{free_port()}")
     assert time.monotonic() - start < 10
+
+
+def test_a_server_whose_name_never_resolves_is_an_error_too(monkeypatch):
+    """Looking up a name ignores the request's time limit."""
+    monkeypatch.setattr(store_module, "STORE_SECONDS", 0.2)
+    monkeypatch.setattr("urllib.request.urlopen", lambda *args, **kwargs: time.sleep(2))
+    start = time.monotonic()
+    with pytest.raises(UserError, match=r"does not answer \(no answer within 0\.2 seconds\)"):
+        check_store("http://nowhere.example")
+    assert time.monotonic() - start < 1.5
 
 
 def test_examples_open_in_mlflows_table_viewer(store):
