@@ -10,7 +10,7 @@ from emo_mlflow.comparison import Comparison, Source, compare_sweeps
 from emo_mlflow.comparison.families import WHOLE, parse_family
 from emo_mlflow.errors import UserError
 from emo_mlflow.report.comparison import check_language, write_comparison
-from emo_mlflow.report.comparison_text import answer
+from emo_mlflow.report.comparison_answer import answer
 from emo_mlflow.report.texts import texts
 from emo_mlflow.settings.compare import CompareSettings
 from emo_mlflow.settings.declared import read
@@ -33,7 +33,7 @@ def compare(
 
     Args:
         run_ids: of sweeps, and of alignments for k-selection; a sequence, or a text with commas.
-        family: `comparison`, or columns that divide the tests into families, such as `model,metric`.
+        family: `comparison` (own labels, and other scores), or columns that divide the tests into families, such as `own,model`.
 
     Returns:
         the tables by name in `.tables`, what restricts them in `.notes`, numbers for a run in `.metrics`.

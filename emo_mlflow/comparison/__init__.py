@@ -12,13 +12,16 @@ from emo_mlflow.comparison.contrasts import model_contrasts, model_summary
 from emo_mlflow.comparison.designs import power_analysis, power_requirements
 from emo_mlflow.comparison.dose import dose
 from emo_mlflow.comparison.effects import effect_sizes, specificity
-from emo_mlflow.comparison.families import SIGNIFICANT, WHOLE, parse_family
+from emo_mlflow.comparison.families import WHOLE, parse_family, significant
 from emo_mlflow.comparison.k_selection import k_selection
+from emo_mlflow.comparison.limits import limits
+from emo_mlflow.comparison.recommendations import recommendations
 from emo_mlflow.comparison.responses import Responses, responses
 from emo_mlflow.comparison.rows import records
+from emo_mlflow.comparison.search import search
 from emo_mlflow.comparison.selectivity import selectivity
 from emo_mlflow.comparison.sources import Note, Source, check
-from emo_mlflow.comparison.tradeoff import fluency_breaks, recommendations, tradeoff
+from emo_mlflow.comparison.tradeoff import fluency_breaks, tradeoff
 from emo_mlflow.types import N_BOOTSTRAP
 
 __all__ = ["Comparison", "Note", "Source", "compare_sweeps"]
@@ -31,7 +34,8 @@ class Comparison:
     Attributes:
         sources: the sweeps, labelled.
         notes: what restricts the comparison; a report shows each.
-        family: columns that divide the tests into families; empty for one family of all.
+        family: columns that divide the tests into families.
+        n_bootstrap: resamples that the intervals are from.
         tables: effect_sizes, specificity, selectivity, dose, tradeoff, recommendations, model_contrasts, model_summary,
             power_analysis, power_requirements, k_selection; each is documented by the function of its name.
         sweeps: the scores as arrays, for figures.
@@ -40,6 +44,7 @@ class Comparison:
     sources: tuple[Source, ...]
     notes: tuple[Note, ...]
     family: tuple[str, ...]
+    n_bootstrap: int
     tables: Mapping[str, pd.DataFrame]
     sweeps: tuple[Responses, ...]
 
@@ -50,16 +55,19 @@ class Comparison:
 
     @cached_property
     def metrics(self) -> dict[str, float]:
-        """Numbers for the comparison's run: tests, significant ones per correction, the largest specific effects."""
+        """Numbers for the comparison's run: tests and cases, how many are significant, and the gain of what is recommended."""
         effects, specific = self.tables["effect_sizes"], self.tables["specificity"]
+        cases = self.tables["recommendations"]
         found = {
-            "tests": float(effects["p_t"].notna().sum()),
-            "tests.not_computable": float(effects["p_t"].isna().sum()),
+            "tests": float(effects["p_permutation"].notna().sum()),
+            "tests.not_computable": float(effects["p_permutation"].isna().sum()),
+            "cases": float(len(cases)),
+            "cases.specific": float((cases["reason"] == "specific").sum()),
         }
         for column in ("p_bonferroni", "p_holm", "p_bh"):
-            found[f"significant.{column[2:]}"] = float((effects[column] < SIGNIFICANT).sum())
-            found[f"specific.{column[2:]}"] = float((specific[column] < SIGNIFICANT).sum())
-        for row in records(self.tables["recommendations"].dropna(subset=["gain"])):
+            found[f"significant.{column[2:]}"] = float(significant(effects[column]).sum())
+            found[f"beyond_random.{column[2:]}"] = float(significant(specific[column]).sum())
+        for row in records(cases.dropna(subset=["gain"])):
             found[f"gain.{row['model']}.{row['emotion']}"] = float(row["gain"])
         return found
 
@@ -74,7 +82,7 @@ def compare_sweeps(
     """Compares finished sweeps.
 
     Args:
-        family: `comparison`, or columns that divide the tests into families, such as `model,metric`.
+        family: `comparison` (own labels, and other scores), or columns that divide the tests into families, such as `own,model`.
         alignments: the overlap tables of alignment runs, if any.
 
     Raises:
@@ -85,7 +93,7 @@ def compare_sweeps(
     sweeps = [responses(source) for source in checked]
     effects = effect_sizes(sweeps, columns, n_bootstrap, seed)
     specific = specificity(sweeps, columns)
-    costs = tradeoff(sweeps, effects, specific)
+    costs = tradeoff(sweeps, effects, specific).merge(search(sweeps), on=["model", "condition_id"], how="left")
     doses = dose(sweeps, columns, n_bootstrap, seed)
     overlaps = pd.concat(alignments, ignore_index=True) if alignments else None
     tables = {
@@ -94,11 +102,12 @@ def compare_sweeps(
         "selectivity": selectivity(sweeps, columns, n_bootstrap, seed),
         "dose": doses.merge(fluency_breaks(costs), how="left") if len(doses) and len(costs) else doses,
         "tradeoff": costs,
-        "recommendations": recommendations(sweeps, costs),
+        "recommendations": recommendations(sweeps, costs, columns),
         "model_contrasts": model_contrasts(sweeps, columns, n_bootstrap, seed),
         "model_summary": model_summary(sweeps, effects),
         "power_analysis": power_analysis(effects, checked),
         "power_requirements": power_requirements(effects),
-        "k_selection": pd.DataFrame() if overlaps is None else k_selection(overlaps, n_bootstrap, seed),
+        "k_selection": pd.DataFrame() if overlaps is None else k_selection(overlaps),
     }
-    return Comparison(checked, notes, columns, tables, tuple(sweeps))
+    notes += limits(checked, effects, specific, tables["recommendations"])
+    return Comparison(checked, notes, columns, n_bootstrap, tables, tuple(sweeps))

@@ -45,8 +45,8 @@ def model_contrasts(sweeps: list[Responses], family: tuple[str, ...], n_bootstra
 
     Returns:
         model_a, model_b, emotion, alpha, scope_a, scope_b, layer_a, layer_b, depth_a, depth_b, metric; n (shared
-        prompts), effect_a, effect_b (over those), difference = effect_a - effect_b, paired by prompt, with its BCa
-        interval (low, high), d_z, p_t and corrections.
+        prompts), effect_a, effect_b (over those), difference = effect_a - effect_b, paired by prompt, with its interval (low, high),
+        d_z, p (sign flips), p_t and corrections of p.
     """
     parts = []
     for first, second in combinations(sweeps, 2):
@@ -54,8 +54,8 @@ def model_contrasts(sweeps: list[Responses], family: tuple[str, ...], n_bootstra
         if len(pairs):
             parts.append(_of_pair(first, second, pairs, n_bootstrap, seed))
     if not parts:
-        return pd.DataFrame(columns=["model_a", "model_b", *LOOSE, "metric", "difference", "p_t"])
-    return with_corrections(pd.concat(parts, ignore_index=True), "p_t", family)
+        return pd.DataFrame(columns=["model_a", "model_b", *LOOSE, "metric", "difference", "p"])
+    return with_corrections(pd.concat(parts, ignore_index=True), "p", family)
 
 
 def _of_pair(first: Responses, second: Responses, pairs: pd.DataFrame, n_bootstrap: int, seed: int) -> pd.DataFrame:
@@ -90,9 +90,10 @@ def _of_pair(first: Responses, second: Responses, pairs: pd.DataFrame, n_bootstr
         "mean_patched": "effect_a",
         "mean_baseline": "effect_b",
         "mean_diff": "difference",
-        "diff_bca_low": "low",
-        "diff_bca_high": "high",
+        "diff_low": "low",
+        "diff_high": "high",
         "d_z": "d_z",
+        "p_permutation": "p",
         "p_t": "p_t",
         "reason": "reason",
     }

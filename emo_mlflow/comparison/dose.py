@@ -19,14 +19,14 @@ def dose(sweeps: list[Responses], family: tuple[str, ...], n_bootstrap: int, see
     The baseline is strength 0 where the operation says so: where directions are added. Clamping to 0 is not the baseline.
 
     Returns:
-        alphas (their list as text); slope, in score per unit of alpha, with its BCa interval slope_low, slope_high
-        and p_t: of prompts' own least-squares slopes; spearman with spearman_low, spearman_high: of prompts' own rank
-        correlations; corrections of p_t.
+        alphas (their list as text); n; slope, in score per unit of alpha, with its interval slope_low, slope_high, p (sign
+        flips) and p_t: of prompts' own least-squares slopes; spearman with spearman_low, spearman_high: of the rank
+        correlations of the spearman_n prompts whose score is not the same at every alpha; corrections of p.
     """
     parts = [part for sweep in sweeps for part in _of_sweep(sweep, n_bootstrap, seed)]
     if not parts:
-        return pd.DataFrame(columns=["model", *SERIES, "metric", "slope", "spearman", "p_t"])
-    return with_corrections(pd.concat(parts, ignore_index=True), "p_t", family)
+        return pd.DataFrame(columns=["model", *SERIES, "metric", "slope", "spearman", "p"])
+    return with_corrections(pd.concat(parts, ignore_index=True), "p", family)
 
 
 def _of_sweep(sweep: Responses, n_bootstrap: int, seed: int) -> list[pd.DataFrame]:
@@ -53,12 +53,14 @@ def _of_sweep(sweep: Responses, n_bootstrap: int, seed: int) -> list[pd.DataFram
     table = table.loc[table.index.repeat(len(sweep.metrics))].reset_index(drop=True)
     table.insert(0, "model", sweep.source.label)
     table["metric"] = np.tile(np.array(sweep.metrics, object), len(firsts))
-    names = {"mean_diff": "", "diff_bca_low": "_low", "diff_bca_high": "_high"}
+    names = {"mean_diff": "", "diff_low": "_low", "diff_high": "_high"}
     columns = [
         part[list(names)].rename(columns={old: name + new for old, new in names.items()})
         for part, name in ((rise, "slope"), (order, "spearman"))
     ]
-    return [pd.concat([table, rise[["n"]], columns[0], rise[["p_t"]], columns[1]], axis=1)]
+    tests = rise[["p_permutation", "p_t"]].rename(columns={"p_permutation": "p"})
+    number = order[["n"]].rename(columns={"n": "spearman_n"})
+    return [pd.concat([table, rise[["n"]], columns[0], tests, number, columns[1]], axis=1)]
 
 
 def _mean_over_prompts(values: np.ndarray, n_bootstrap: int, seed: int) -> pd.DataFrame:

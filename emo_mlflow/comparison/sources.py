@@ -7,12 +7,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from emo_mlflow.common.names import one_line
 from emo_mlflow.errors import UserError
 from emo_mlflow.scoring.targets import expected_sign
 from emo_mlflow.settings.tables import PARAMETERS
+from emo_mlflow.statistics.intervals import LEAST
+
+FEW_PROMPTS = 20
 
 # Settings whose difference between two sweeps makes a difference between their texts.
 SETTINGS = tuple(sorted((name for name, item in PARAMETERS.items() if item.apart), key=lambda name: PARAMETERS[name].apart))
@@ -53,10 +58,10 @@ class Source:
         """`residual` for a sweep of directions, `head` for one over heads."""
         return "residual" if self.conditions["head"].isna().all() else "head"
 
-    @property
-    def sign(self) -> int:
-        """Which way the emotions' own labels are expected to move."""
-        return expected_sign(self.config["operation"])
+    def signs(self, conditions: pd.DataFrame) -> npt.NDArray[np.int64]:
+        """Which way each condition is expected to move its emotion's own label: 1 or -1."""
+        alphas = conditions["alpha"].astype(float).fillna(1.0)
+        return np.array([expected_sign(self.config["operation"], alpha) for alpha in alphas], np.int64)
 
     @property
     def n_layers(self) -> int:
@@ -168,12 +173,11 @@ def _own_notes(source: Source) -> list[Note]:
     failed = int(source.completions["failure"].notna().sum())
     if failed:
         notes.append(Note("failed_cells", {"label": source.label, "failed": failed, "cells": len(source.completions)}))
-    draws = source.conditions["draw"].nunique()
-    if draws == 0:
+    if source.conditions["draw"].nunique() == 0:
         notes.append(Note("no_random", {"label": source.label}))
-    elif draws < 19:
-        notes.append(Note("few_random", {"label": source.label, "draws": draws, "smallest_p": 1 / (draws + 1)}))
     n_prompts = source.prompts["prompt_id"].nunique()
-    if n_prompts < 20:
+    if n_prompts < LEAST:
+        notes.append(Note("no_intervals", {"label": source.label, "n": n_prompts, "least": LEAST}))
+    elif n_prompts < FEW_PROMPTS:
         notes.append(Note("few_prompts", {"label": source.label, "n": n_prompts}))
     return notes

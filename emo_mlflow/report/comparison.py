@@ -15,6 +15,7 @@ from emo_mlflow.report import comparison_maps as maps
 from emo_mlflow.report import comparison_points as points
 from emo_mlflow.report import comparison_text as words
 from emo_mlflow.report.blocks import Block, Heading, Paragraph, Picture, to_html, to_markdown
+from emo_mlflow.report.comparison_answer import answer
 from emo_mlflow.report.fonts import families, styled
 from emo_mlflow.report.highlights import SMALLEST_CHANGE, examples, highlights, strongest
 from emo_mlflow.report.style import save
@@ -77,7 +78,7 @@ def report_blocks(comparison: Comparison, folder: Path, language: str) -> list[B
     return [
         Heading(title, 1),
         Heading(t["answer"]),
-        *(Paragraph(sentence) for sentence in words.answer(comparison, t)),
+        *(Paragraph(sentence) for sentence in answer(comparison, t)),
         *words.restrictions(comparison, t),
         *words.recommended(comparison, t),
         *_figures(comparison, shown, folder, language),
@@ -85,7 +86,7 @@ def report_blocks(comparison: Comparison, folder: Path, language: str) -> list[B
         *words.between(comparison, t),
         *words.power_table(comparison, t),
         *words.sweeps(comparison, t),
-        *words.methods(t),
+        *words.methods(comparison, t),
     ]
 
 

@@ -13,7 +13,7 @@ from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 
 from emo_mlflow.comparison import Comparison
-from emo_mlflow.comparison.families import SIGNIFICANT
+from emo_mlflow.comparison.families import significant
 from emo_mlflow.comparison.rows import records
 from emo_mlflow.report.highlights import setting_name
 from emo_mlflow.report.style import DIVERGING, INK, MUTED, new_figure
@@ -57,7 +57,7 @@ def layer_maps(comparison: Comparison, t: Mapping[str, str]) -> Figure | None:
             for v in ("d_z", "p_bh")
         ]
         values, p = (grid.to_numpy(dtype=float, na_value=np.nan) for grid in grids)
-        image = draw_map(axes, values, ~(p < SIGNIFICANT), limit)
+        image = draw_map(axes, values, ~significant(p), limit)
         axes.set_yticks(range(len(rows[model])), rows[model])
         step = max(1, -(-len(layers) // 24))
         axes.set_xticks(range(0, len(layers), step), [str(layer) for layer in layers[::step]])
@@ -93,7 +93,7 @@ def head_maps(comparison: Comparison, t: Mapping[str, str]) -> Figure | None:
             table.pivot(index="head", columns="layer", values=v).reindex(index=heads, columns=layers).to_numpy(float, na_value=np.nan)
             for v in ("d_z", "p_bh")
         )
-        image = draw_map(axes, values, ~(p < SIGNIFICANT), limit)
+        image = draw_map(axes, values, ~significant(p), limit)
         axes.set_yticks(range(len(heads)), [str(head) for head in heads])
         axes.set_xticks(range(len(layers)), [str(layer) for layer in layers])
         axes.set_title(f"{emotion}, {model}")
@@ -121,7 +121,7 @@ def metric_matrix(comparison: Comparison, shown: pd.DataFrame, t: Mapping[str, s
     figure = new_figure(min(13.0, 3.6 + 0.27 * len(metrics)), 2.9 + 0.4 * len(shown))
     axes = figure.subplots()
     limit = float(np.nanmax(np.abs(values), initial=1e-3))
-    image = draw_map(axes, values, ~(p < SIGNIFICANT), limit)
+    image = draw_map(axes, values, ~significant(p), limit)
     axes.set_yticks(range(len(names)), names)
     axes.set_xticks(range(len(metrics)), metrics, rotation=60, ha="right", rotation_mode="anchor")
     for row, target in enumerate(shown["target"]):

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from emo_mlflow.comparison import Comparison
-from emo_mlflow.comparison.families import SIGNIFICANT
+from emo_mlflow.comparison.families import significant
 from emo_mlflow.comparison.rows import records
 from emo_mlflow.report.highlights import draw_effects, setting_name
 from emo_mlflow.report.style import INK, MARKERS, MUTED, PATCHED, new_figure
@@ -21,7 +21,7 @@ GRID = "#e3e3e3"
 
 
 def forest(strongest: pd.DataFrame, t: Mapping[str, str]) -> Figure | None:
-    """Mean changes with their BCa intervals, d_z beside them; hollow where BH finds nothing."""
+    """Mean changes with their intervals, d_z beside them; hollow where BH finds nothing."""
     if not len(strongest):
         return None
     rows = records(strongest)
@@ -29,8 +29,8 @@ def forest(strongest: pd.DataFrame, t: Mapping[str, str]) -> Figure | None:
     figure = new_figure(5.2 + 0.062 * max(map(len, names)), 1.0 + 0.27 * len(rows))
     axes = figure.subplots()
     for y, row in enumerate(rows):
-        axes.plot([row["diff_bca_low"], row["diff_bca_high"]], [y, y], color=INK, lw=1.3, zorder=2)
-        face = INK if row["p_bh"] < SIGNIFICANT else "white"
+        axes.plot([row["diff_low"], row["diff_high"]], [y, y], color=INK, lw=1.3, zorder=2)
+        face = INK if significant(row["p_bh"]) else "white"
         axes.plot(row["mean_diff"], y, marker="o", ms=5.5, mfc=face, mec=INK, zorder=3)
         axes.text(1.01, y, f"d_z = {row['d_z']:+.2f}", transform=axes.get_yaxis_transform(), va="center", fontsize=8)
     axes.axvline(0, color=MUTED, lw=0.9)
@@ -64,8 +64,8 @@ def random_null(comparison: Comparison, shown: pd.DataFrame, t: Mapping[str, str
         axes.plot([row["low"], row["high"]], [y, y], color=PATCHED, lw=2, zorder=3)
         axes.scatter([row["effect"]], [y], marker="D", s=42, color=PATCHED, zorder=4)
         names.append(f"{row['emotion']}, {row['model']}\n{row['target']}, {setting_name(row, t)}")
-        place = t["place"].format(p=row["p_random"], draws=int(row["n_draws"]))
-        axes.text(1.01, y, place, transform=axes.get_yaxis_transform(), va="center", fontsize=8)
+        place = t["place"].format(p=row["p_searched"], draws=int(row["searched_draws"]))
+        axes.text(1.01, y, "" if pd.isna(row["p_searched"]) else place, transform=axes.get_yaxis_transform(), va="center", fontsize=8)
     axes.axvline(0, color=MUTED, lw=0.9)
     axes.set_yticks(range(len(names)), names, fontsize=8)
     axes.set_ylim(len(names) - 0.4, -0.6)

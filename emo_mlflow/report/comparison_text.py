@@ -9,80 +9,15 @@ import numpy as np
 import pandas as pd
 
 from emo_mlflow.comparison import Comparison
-from emo_mlflow.comparison.families import SIGNIFICANT
+from emo_mlflow.comparison.families import significant
 from emo_mlflow.comparison.rows import records
 from emo_mlflow.comparison.tradeoff import DISTINCT_2_LIMIT, NLL_LIMIT
 from emo_mlflow.report.blocks import Block, Bullets, Heading, Paragraph, Table
+from emo_mlflow.report.comparison_answer import Words, movement
 from emo_mlflow.report.highlights import setting_name
+from emo_mlflow.statistics.intervals import BOOTSTRAP_FROM, LEAST
 from emo_mlflow.statistics.power import TARGET
-
-Words = Mapping[str, str]
-
-
-def answer(comparison: Comparison, t: Words) -> list[str]:
-    """The answer in three sentences: what rose, how much of it is sure, and what the design could see."""
-    return [_raised(comparison, t), _tests(comparison, t), _limits(comparison, t)]
-
-
-def _raised(comparison: Comparison, t: Words) -> str:
-    table = comparison.tables["recommendations"]
-    known = table[table["reason"] != "no_target"]
-    if not len(known):
-        return t["raised_untargeted"]
-    groups = {reason: records(known[known["reason"] == reason]) for reason in ("specific", "beyond_random", "untested")}
-    beyond = len(groups["beyond_random"])
-    for reason, template in (
-        ("specific", "raised"),
-        ("untested", "raised_untested"),
-        ("beyond_random", "raised_unsure"),
-    ):
-        if found := groups[reason]:
-            best = max(found, key=lambda row: float(row["gain"]))
-            more = t["raised_more"].format(beyond=beyond) if beyond else ""
-            words = {"more": more, "chance": _by_chance(best, t)}
-            return t[template].format(sure=len(found), total=len(known), beyond=beyond, **words, **best)
-    drawn = (comparison.tables["specificity"]["n_draws"] > 0).any()
-    return t["raised_none" if drawn else "raised_none_untested"].format(total=len(known))
-
-
-def _by_chance(best: Mapping[str, Any], t: Words) -> str:
-    """How probable it is that one of the candidates, were they independent, rises above all draws by chance."""
-    chance = 1 - (1 - best["smallest_p"] / 2) ** best["candidates"]
-    if chance < SIGNIFICANT:
-        return ""
-    return t["raised_chance"].format(candidates=best["candidates"], draws=int(best["n_draws"]), chance=chance)
-
-
-def _tests(comparison: Comparison, t: Words) -> str:
-    effects, specific = comparison.tables["effect_sizes"], comparison.tables["specificity"]
-    columns = ", ".join(comparison.family)
-    found = int((specific["p_bh"] < SIGNIFICANT).sum())
-    beyond = specific["p"] <= specific["smallest_p"]
-    smallest = specific["smallest_p"].min()
-    # What exceeds every draw and is still not significant lacks draws, not size.
-    too_few = found < beyond.sum() and (specific.loc[beyond, "p_bh"] >= SIGNIFICANT).any()
-    draws = int(specific["n_draws"].max())
-    return t["tests"].format(
-        tests=int(effects["p_t"].notna().sum()),
-        bh=int((effects["p_bh"] < SIGNIFICANT).sum()),
-        bonferroni=int((effects["p_bonferroni"] < SIGNIFICANT).sum()),
-        family=t["family_columns"].format(columns=columns) if columns else t["family_comparison"],
-        beyond=int(beyond.sum()),
-        chance=round(float(specific["smallest_p"].sum())),
-        specific=found,
-        reach=t["tests_reach"].format(draws=draws, smallest=smallest) if too_few else "",
-    )
-
-
-def _limits(comparison: Comparison, t: Words) -> str:
-    table = comparison.tables["power_requirements"]
-    fewest = table[table["n"] == table["n"].min()]
-    smallest = [
-        fewest.loc[fewest["correction"] == name, "smallest_detectable_d"].iloc[0] for name in ("none", "bonferroni")
-    ]
-    single, corrected = (t["beyond_reach"] if np.isnan(d) else f"{d:.2f}" for d in smallest)
-    candidates = int(comparison.tables["recommendations"]["candidates"].max())
-    return t["limits"].format(n=int(table["n"].min()), single=single, corrected=corrected, candidates=candidates)
+from emo_mlflow.statistics.signs import RANDOM_FLIPS
 
 
 def restrictions(comparison: Comparison, t: Words) -> list[Block]:
@@ -120,9 +55,10 @@ def sweeps(comparison: Comparison, t: Words) -> list[Block]:
 
 def recommended(comparison: Comparison, t: Words) -> list[Block]:
     """The condition to use per model and emotion, and why."""
-    rows = []
+    rows, tradeoff = [], comparison.tables["tradeoff"]
     for row in records(comparison.tables["recommendations"]):
-        why = t["reason_" + row["reason"]].format(nll=NLL_LIMIT, distinct=DISTINCT_2_LIMIT)
+        own = tradeoff[(tradeoff["model"] == row["model"]) & (tradeoff["emotion"] == row["emotion"])]
+        why = t["reason_" + row["reason"]].format(nll=NLL_LIMIT, distinct=DISTINCT_2_LIMIT, **movement([own], t))
         if row["reason"] != "no_target":
             why += "; " + t["of_candidates"].format(broken=row["n_broken"], candidates=row["candidates"])
         cells = [t["none"], *[""] * 6]
@@ -132,8 +68,8 @@ def recommended(comparison: Comparison, t: Words) -> list[Block]:
                 row["target"],
                 signed(row["effect"]),
                 interval(row["low"], row["high"]),
-                _with_interval(row["specific"], row["specific_low"], row["specific_high"]),
-                number(row["p_random"], "{:.3f}"),
+                _draws(row, t),
+                _searched(row, t),
                 signed(row["nll_rise"]),
             ]
         rows.append([row["model"], row["emotion"], *cells, why])
@@ -170,8 +106,8 @@ def between(comparison: Comparison, t: Words) -> list[Block]:
     else:
         blocks.append(Paragraph(t["between_none"]))
     if len(contrasts):
-        found = int((contrasts["p_bh"] < SIGNIFICANT).sum())
-        blocks.append(Paragraph(t["contrasts"].format(count=int(contrasts["p_t"].notna().sum()), bh=found)))
+        found = int(significant(contrasts["p_bh"]).sum())
+        blocks.append(Paragraph(t["contrasts"].format(count=int(contrasts["p"].notna().sum()), bh=found)))
     return blocks
 
 
@@ -211,9 +147,17 @@ def example_texts(examples: pd.DataFrame, t: Words) -> list[Block]:
     return [Heading(t["texts"]), Paragraph(t["texts_note"]), Table(t["columns_texts"].split("|"), rows)] if rows else []
 
 
-def methods(t: Words) -> list[Block]:
+def methods(comparison: Comparison, t: Words) -> list[Block]:
     """Definitions and files."""
-    text = t["methods_text"].format(nll=NLL_LIMIT, distinct=DISTINCT_2_LIMIT)
+    text = t["methods_text"].format(
+        nll=NLL_LIMIT,
+        distinct=DISTINCT_2_LIMIT,
+        resamples=comparison.n_bootstrap,
+        flips=RANDOM_FLIPS,
+        least=LEAST,
+        many=BOOTSTRAP_FROM,
+        many_less=BOOTSTRAP_FROM - 1,
+    )
     return [Heading(t["methods"]), Paragraph(text), Paragraph(t["files"])]
 
 
@@ -232,6 +176,13 @@ def interval(low: float | None, high: float | None) -> str:
     return f"{signed(low)} … {signed(high)}" if signed(low) or signed(high) else ""
 
 
-def _with_interval(value: float | None, low: float | None, high: float | None) -> str:
-    ends = interval(low, high)
-    return signed(value) + (f" ({ends})" if ends else "")
+def _draws(row: Mapping[str, Any], t: Words) -> str:
+    """The range of the random directions' effects, and how many of them break the text."""
+    ends = interval(row["draws_min"], row["draws_max"])
+    return ends and t["draws_broken"].format(ends=ends, broken=row["draws_broken"])
+
+
+def _searched(row: Mapping[str, Any], t: Words) -> str:
+    """p among random directions that search too, plain and corrected."""
+    p = number(row["p_searched"], "{:.3f}")
+    return p and t["p_and_holm"].format(p=p, holm=number(row["p_specific_holm"], "{:.3f}"))

@@ -10,6 +10,8 @@ import numpy as np
 import pandas as pd
 
 from emo_mlflow.scoring.targets import expected_sign, target_metric
+from emo_mlflow.statistics import searched_p
+from emo_mlflow.statistics.moments import Floats
 from emo_mlflow.sweep.results import SweepResult, controlled
 
 NLL = "fluency.nll"
@@ -23,7 +25,11 @@ class Finding:
         head: the head that was replaced; None for a direction.
         metric: the emotion's own label, or else the metric that moved most (`chosen` is then true).
         difference: mean over prompts of patched minus baseline.
+        candidates: conditions, or heads, of which this is the strongest.
         randoms: the same difference of every random control of the condition.
+        searched: how many random controls were tried wherever the emotion was.
+        p: of the largest difference among them, if each searches as the emotion did (`statistics.searched_p`); NaN without
+            controls, or where the metric was chosen.
         nll: mean per-token NLL under the unpatched model, patched; `nll_baseline` without intervention.
     """
 
@@ -40,7 +46,10 @@ class Finding:
     patched: float
     difference: float
     d_z: float
+    candidates: int
     randoms: tuple[float, ...]
+    searched: int
+    p: float
     nll: float
     nll_baseline: float
 
@@ -52,22 +61,30 @@ def effect_table(result: SweepResult) -> pd.DataFrame:
 
 def findings(result: SweepResult) -> list[Finding]:
     """The strongest condition of every emotion, by the largest mean difference of its target metric, in the direction expected."""
-    table, sign = effect_table(result), expected_sign(result.config.operation)
-    return [_finding(emotion, table, sign) for emotion in dict.fromkeys(table.loc[table["kind"] == "emotion", "emotion"])]
+    table = effect_table(result)
+    alphas = table["alpha"].astype(float).fillna(1.0)
+    table["sign"] = [expected_sign(result.config.operation, alpha) for alpha in alphas]
+    return [_finding(emotion, table) for emotion in dict.fromkeys(table.loc[table["kind"] == "emotion", "emotion"])]
 
 
-def _finding(emotion: str, table: pd.DataFrame, sign: int) -> Finding:
+def _finding(emotion: str, table: pd.DataFrame) -> Finding:
     own = table[table["emotion"] == emotion]
     effects = own[own["kind"] == "emotion"]
     target = target_metric(emotion, set(effects["metric"]))
     scores = effects[~effects["metric"].str.startswith("fluency.")]
     moved = scores["metric"].iloc[int(scores["d_z"].abs().fillna(0).to_numpy().argmax())]
     metric = target or str(moved)
-    candidates = effects[effects["metric"] == metric]
-    size = sign * candidates["mean_diff"] if target else candidates["mean_diff"].abs()
-    best: Mapping[Any, Any] = candidates.iloc[int(size.fillna(-np.inf).to_numpy().argmax())].to_dict()
-    controls = own[(own["kind"] == "random") & (own["metric"] == metric)].to_dict("records")
+    measured = own[own["metric"] == metric]
+    if target:
+        asked = measured[measured["sign"] == measured["sign"].max()]
+        measured = asked.assign(size=asked["sign"] * asked["mean_diff"])
+    else:
+        measured = measured.assign(size=measured["mean_diff"].abs())
+    candidates, controls = (measured[measured["kind"] == kind] for kind in ("emotion", "random"))
+    best: Mapping[Any, Any] = candidates.iloc[int(candidates["size"].fillna(-np.inf).to_numpy().argmax())].to_dict()
     nll = effects[(effects["condition_id"] == best["condition_id"]) & (effects["metric"] == NLL)].iloc[0].to_dict()
+    largest = _of_searches(controls)
+    searchers = 1 if candidates["head"].isna().all() else len(candidates[["layer", "head"]].drop_duplicates())
     return Finding(
         emotion=emotion,
         condition_id=str(best["condition_id"]),
@@ -82,8 +99,16 @@ def _finding(emotion: str, table: pd.DataFrame, sign: int) -> Finding:
         patched=float(best["mean_patched"]),
         difference=float(best["mean_diff"]),
         d_z=float(best["d_z"]),
-        randoms=tuple(float(row["mean_diff"]) for row in controls if controlled(row) == controlled(best)),
+        candidates=len(candidates),
+        randoms=tuple(float(row["mean_diff"]) for row in controls.to_dict("records") if controlled(row) == controlled(best)),
+        searched=len(largest),
+        p=searched_p(float(best["size"]), largest, searchers) if target else float("nan"),
         nll=float(nll["mean_patched"]),
         nll_baseline=float(nll["mean_baseline"]),
     )
 
+
+def _of_searches(controls: pd.DataFrame) -> Floats:
+    """The largest size of each random control that was measured wherever any was."""
+    sizes = controls.dropna(subset=["size"]).groupby("draw")["size"].agg(["max", "count"])
+    return sizes.loc[sizes["count"] == controls.groupby("draw").size().max(), "max"].to_numpy(float)

@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 
 from emo_mlflow.comparison import Comparison
-from emo_mlflow.comparison.families import SIGNIFICANT
+from emo_mlflow.comparison.families import significant
+from emo_mlflow.comparison.recommendations import largest
 from emo_mlflow.comparison.responses import FLUENCY, Responses
 from emo_mlflow.comparison.rows import records
 from emo_mlflow.comparison.tradeoff import how_broken
@@ -23,8 +24,8 @@ SMALLEST_CHANGE = 0.01  # of a score
 def highlights(comparison: Comparison) -> pd.DataFrame:
     """For each model and emotion the condition that stands for it, joined with its row of `tradeoff`.
 
-    The recommended one; without a recommendation the one with the largest gain in size. Emotions without a target
-    metric have no row. `recommended` says which.
+    The recommended one; without a recommendation the one with the largest rise in whole text; if there is none, the one with the
+    largest gain in size. Emotions without a target metric have no row. `recommended` says which.
     """
     tables = comparison.tables
     rows = []
@@ -34,10 +35,12 @@ def highlights(comparison: Comparison) -> pd.DataFrame:
         if not len(own) or own["gain"].isna().all():
             continue
         recommended = isinstance(row.get("condition_id"), str)
-        chosen = (
-            own["condition_id"] == row["condition_id"] if recommended else own["gain"].abs() == own["gain"].abs().max()
-        )
-        rows.append(own[chosen].head(1).assign(recommended=recommended, reason=row["reason"]))
+        best = largest(own[own["asked"].astype(bool)])
+        if recommended:
+            chosen = own[own["condition_id"] == row["condition_id"]]
+        else:
+            chosen = own[own["gain"].abs() == own["gain"].abs().max()] if best is None else own.loc[[best]]
+        rows.append(chosen.head(1).assign(recommended=recommended, reason=row["reason"]))
     return (
         pd.concat(rows, ignore_index=True) if rows else tables["tradeoff"].iloc[:0].assign(recommended=False, reason="")
     )
@@ -56,7 +59,7 @@ def strongest(comparison: Comparison, most: int) -> pd.DataFrame:
     table = table[(table["mean_diff"].abs() >= SMALLEST_CHANGE) & ~table["metric"].str.startswith(FLUENCY_PREFIX)]
     metrics = set(table["metric"])
     other = [target_metric(e, metrics) != m for e, m in zip(table["emotion"], table["metric"], strict=True)]
-    table = table.assign(other=other, size=table["hedges_g"].abs(), weak=table["p_bh"] >= SIGNIFICANT)
+    table = table.assign(other=other, size=table["hedges_g"].abs(), weak=~significant(table["p_bh"]))
     table = table.dropna(subset=["size"]).sort_values(["other", "weak", "size"], ascending=[True, True, False])
     best = table.drop_duplicates(["model", "emotion", "metric"])
     # Every emotion of every model has a place before any has a second.

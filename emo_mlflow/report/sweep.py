@@ -30,13 +30,13 @@ def verdict(found: Finding) -> str:
     change = f"{found.metric} from {found.baseline:.2f} to {found.patched:.2f} ({found.difference:+.2f}, d_z {found.d_z:.2f}, n = {found.n})"
     where = f"layer {found.layer}, " + (f"alpha {found.alpha:g}" if found.head is None else f"head {found.head}")
     where += f", window {found.window}" if found.window else ""
-    moved = "moved" if found.chosen or found.difference < 0 else "raised"
-    controls = "directions" if found.head is None else "heads"
-    text = f"{found.emotion}: {moved} {change} at {where}"
+    moved = "moved" if found.chosen else "raised" if found.difference > 0 else "lowered"
+    text = f"{found.emotion}: {moved} {change} at {where}, the best of {found.candidates}"
     if found.randoms:
-        largest = max(abs(value) for value in found.randoms)
-        beyond = "more than" if abs(found.difference) > largest else "no more than"
-        text += f"; {beyond} each of {len(found.randoms)} random {controls} (largest {largest:.2f})"
+        controls = "random directions there" if found.head is None else "control heads"
+        text += f"; {controls} {min(found.randoms):+.2f} to {max(found.randoms):+.2f}"
+    if found.p == found.p:
+        text += f"; p = {found.p:.2g} among {found.searched} that search as it did"
     return f"{text}; NLL {found.nll_baseline:.2f} to {found.nll:.2f}."
 
 
@@ -49,20 +49,24 @@ def summary_lines(result: SweepResult) -> list[str]:
     """One screen for the terminal: per emotion its strongest condition."""
     heads = result.config.kind == "heads"
     setting = "head" if heads else "alpha"
-    header = f"{'emotion':<12}{'metric':<26}{'layer':>5}{setting:>7}{'base':>7}{'patched':>9}{'diff':>7}{'d_z':>7}{'random':>8}{'NLL':>12}"
+    header = f"{'emotion':<12}{'metric':<26}{'layer':>5}{setting:>7}{'base':>7}{'patched':>9}{'diff':>7}{'d_z':>7}{'random':>8}{'p':>6}{'NLL':>12}"
     lines = [
         "",
-        f"Strongest effect of {'a head of each emotion' if heads else 'each direction'} on its own label (random: largest of its random controls)",
+        f"Strongest effect of {'a head of each emotion' if heads else 'each direction'} on its own label",
         "",
         header,
     ]
-    for found in findings(result):
+    strongest = findings(result)
+    for found in strongest:
         largest = f"{max(found.randoms, key=abs):+.2f}" if found.randoms else "-"
+        p = f"{found.p:.2f}" if found.p == found.p else "-"
         lines.append(
             f"{found.emotion[:11]:<12}{found.metric[:25]:<26}{found.layer:>5}{found.head if heads else found.alpha:>7g}"
-            f"{found.baseline:>7.2f}{found.patched:>9.2f}{found.difference:>+7.2f}{found.d_z:>7.2f}{largest:>8}{found.nll_baseline:>6.2f}>{found.nll:<5.2f}"
+            f"{found.baseline:>7.2f}{found.patched:>9.2f}{found.difference:>+7.2f}{found.d_z:>7.2f}{largest:>8}{p:>6}{found.nll_baseline:>6.2f}>{found.nll:<5.2f}"
         )
     failed = int(result.metrics.get("failed_cells", 0))
+    if any(found.randoms for found in strongest):
+        lines.append("random: the largest of its random controls there; p: of as much from one that searches as it did, for one emotion")
     return [*lines, *([f"{failed} cells failed; completions.parquet says why"] if failed else []), ""]
 
 
@@ -142,7 +146,8 @@ def _blocks(result: SweepResult, found: Sequence[Finding], examples: pd.DataFram
         Bullets([verdict(item) for item in found]),
         Paragraph(
             "Each is the condition with the largest change of that emotion's own label, of all layers and strengths that were tried, "
-            "so its size is flattered by the choice; a comparison run (emo-mlflow compare) tests all conditions together."
+            "so its size is flattered by the choice. p is the share of random directions, searched over the same conditions, that do as much, "
+            "itself counted, and is of one emotion alone; a comparison run (emo-mlflow compare) tests all together."
         ),
         Heading("Figures"),
         *(Picture(f"figures/{name}.png", caption) for name, caption in FIGURES.items()),

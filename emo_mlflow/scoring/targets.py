@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from emo_mlflow.steering import operations
+from emo_mlflow.steering.operations.declaration import StreamEdit, nothing
 
 TARGETS = {
     "gratitude": "goemotions.gratitude",
@@ -19,10 +20,14 @@ def target_metric(emotion: str, metrics: Collection[str]) -> str | None:
     return name if name in metrics else None
 
 
-def expected_sign(operation: str) -> int:
+def expected_sign(operation: str, alpha: float = 1.0) -> int:
     """Whether an intervention that acts as supposed raises (1) the emotion's own label or lowers it (-1).
+
+    What adds alpha times a direction does the opposite at a negative alpha, and a direction that is clamped to 0 is as good as taken out.
 
     Raises:
         UserError: for an operation that there is not.
     """
-    return operations.operation(operation).expected_sign
+    found = operations.operation(operation)
+    against = isinstance(found, StreamEdit) and found.shift is not nothing and alpha <= 0
+    return -found.expected_sign if against else found.expected_sign

@@ -8,7 +8,7 @@ from emo_mlflow.settings.declared import parameter
 from emo_mlflow.settings.parsing import as_it_is, choice, integer, or_nothing, run_ids
 from emo_mlflow.types import N_BOOTSTRAP
 
-WHOLE = "comparison"  # a correction covers all tests of it
+WHOLE = "comparison"  # corrections cover all own labels of it, and all other scores
 
 
 # fmt: off
@@ -24,7 +24,9 @@ class CompareSettings:
         choice("residual", "head"), "residual", "What to take from the experiment: sweeps of directions (residual), or over heads (head).", "what"
     )
     filter: str | None = parameter(or_nothing(as_it_is), "", "A further MLflow filter on the sweeps to take.", "what")
-    family: str = parameter(as_it_is, WHOLE, "What a correction covers: comparison, or columns such as model,metric.", "how much")
+    family: str = parameter(
+        as_it_is, WHOLE, "What a correction covers: comparison (own labels, and other scores), or columns such as own,model.", "how much"
+    )
     language: str = parameter(as_it_is, "en", "Of the report: en or ja.", "logging")
     n_bootstrap: int = parameter(integer(100), str(N_BOOTSTRAP), "Resamples of the prompts behind the intervals.", "how much")
     seed: int = parameter(integer(0), "0", "Seed of the resamples.", "running")

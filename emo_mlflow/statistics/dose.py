@@ -25,10 +25,10 @@ def prompt_slopes(alphas: Floats, responses: Floats) -> Floats:
 def prompt_spearman(alphas: Floats, responses: Floats) -> Floats:
     """Spearman's rank correlation of each prompt's score with alpha, shapes as in `prompt_slopes`.
 
-    A prompt whose score is the same at every alpha follows none: its correlation is 0.
+    NaN for a prompt whose score is the same at every alpha: it has no ranks to correlate.
     """
     missing = np.isnan(responses).any(axis=0)
     x, y = stats.rankdata(alphas), stats.rankdata(responses, axis=0)
     x, y = x - x.mean(), y - y.mean(axis=0)
     rho = divide(np.tensordot(x, y, axes=1), np.sqrt((x**2).sum() * (y**2).sum(axis=0)))
-    return np.where(missing, np.nan, np.nan_to_num(rho))
+    return np.where(missing, np.nan, rho)

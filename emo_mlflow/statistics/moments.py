@@ -16,6 +16,8 @@ FLOAT64_EPS = float(np.finfo(np.float64).eps)
 # Differences of rounded numbers are themselves off by a few units in the last place; less spread than that is none.
 ROUNDING = 4.0
 
+LEVEL = 0.95  # of every interval
+
 
 @dataclass(frozen=True, eq=False)
 class Moments:
@@ -37,6 +39,14 @@ def divide(numerator: npt.ArrayLike, denominator: npt.ArrayLike) -> Floats:
     """Quotient, NaN where the denominator is 0 or either is NaN."""
     over, under = np.broadcast_arrays(np.asarray(numerator, float), np.asarray(denominator, float))
     return np.divide(over, under, out=np.full(over.shape, np.nan), where=under != 0)
+
+
+def present_values(values: Floats, count: int) -> Floats:
+    """The `count` values of each column [n, tests] that are not NaN, in their order, as [count, tests]."""
+    if count == len(values):
+        return values
+    order = np.argsort(np.isnan(values), axis=0, kind="stable")[:count]
+    return np.take_along_axis(values, order, axis=0)
 
 
 def paired_moments(baseline: Floats, patched: Floats, axis: int = 0, eps: npt.ArrayLike = FLOAT64_EPS) -> Moments:

@@ -6,8 +6,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from emo_mlflow.statistics.moments import Floats, divide
-from emo_mlflow.statistics.resampling import LEVEL
+from emo_mlflow.statistics.moments import LEVEL, Floats, divide
 
 
 def random_effects(estimates: Floats, variances: Floats) -> pd.DataFrame:
@@ -18,9 +17,13 @@ def random_effects(estimates: Floats, variances: Floats) -> pd.DataFrame:
 
     Returns:
         k (models); estimate, se, low, high (95%), p: mean over models with weights 1 / (variance + tau2), its interval
-        by Hartung and Knapp (2001) with k - 1 degrees of freedom and Knapp-Hartung's factor not below 1; tau2
-        (DerSimonian and Laird 1986); q and p_heterogeneity (Cochran); i2, the share of variation between models
-        (Higgins and Thompson 2002). All but estimate and se are NaN for one model.
+        by the modified method of Hartung and Knapp: k - 1 degrees of freedom, and their factor on the standard error not
+        below 1 (Knapp and Hartung 2003; `test="adhoc"` in R's metafor); tau2 (DerSimonian and Laird 1986); q and
+        p_heterogeneity (Cochran); i2, the share of variation between models (Higgins and Thompson 2002). All but estimate and
+        se are NaN for one model.
+
+    Weights take the variances as known. For scores near 0 a model that shows little also varies little, so that it weighs
+    more, and with few prompts the mean is too low.
     """
     present = ~np.isnan(estimates) & (variances > 0)
     y = np.where(present, estimates, 0.0).astype(float)

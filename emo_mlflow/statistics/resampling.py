@@ -7,19 +7,12 @@ import numpy.typing as npt
 from scipy import special, stats
 
 from emo_mlflow.statistics.chunks import in_chunks
-from emo_mlflow.statistics.moments import Floats, divide
+from emo_mlflow.statistics.moments import LEVEL, Floats, divide
 
 Singles = npt.NDArray[np.float32]
 
-LEVEL = 0.95
 TIE = 1e-6  # in standard deviations of the differences: what float32 products leave of an exact tie
 DEGENERATE = 1e-6  # variance of a resample, relative to the sample's, below which it has none
-
-
-def hedges_factor(df: npt.ArrayLike) -> Floats:
-    """J(df) = G(df/2) / (sqrt(df/2) G((df-1)/2)), which unbiases a standardised mean (Hedges 1981)."""
-    half = np.asarray(df, float) / 2
-    return np.where(half > 0.5, np.exp(special.gammaln(half) - special.gammaln(half - 0.5)) / np.sqrt(half), np.nan)
 
 
 def expanded_tail(n: int, inflate: bool = True) -> float:
@@ -48,12 +41,6 @@ def quantiles(replicates: Singles, levels: Floats) -> Floats:
     with np.errstate(invalid="ignore"):
         value = below + (position - low) * (above - below)
     return np.where(np.isfinite(value) & ~np.isnan(levels), value, np.nan)
-
-
-def percentile_interval(replicates: Singles, tail: float) -> tuple[Floats, Floats]:
-    """Interval between the quantiles `tail` and 1 - `tail` of sorted rows of replicates."""
-    levels = np.full(len(replicates), tail)
-    return quantiles(replicates, levels), quantiles(replicates, 1 - levels)
 
 
 def bca_interval(replicates: Singles, estimate: Floats, acceleration: Floats, tail: float) -> tuple[Floats, Floats]:
@@ -118,27 +105,17 @@ def resampled(z: Floats, d_z: Floats, weights: Singles) -> tuple[Singles, Single
     return means, d
 
 
-def bootstrap_columns(z: Floats, d_z: Floats, n_bootstrap: int, seed: int) -> dict[str, Floats]:
-    """Intervals of the mean of z [n, tests] and of d_z: columns mean_*, d_* with low, high, bca_low, bca_high.
-
-    Percentile intervals of d divide out its bias, of the replicates against d and of d against the population's.
-    """
+def bootstrap_intervals(z: Floats, d_z: Floats, n_bootstrap: int, seed: int) -> dict[str, Floats]:
+    """BCa intervals of the mean of z [n, tests] and of d_z: columns mean_low, mean_high, d_low, d_high."""
     n = len(z)
     weights = bootstrap_weights(n, n_bootstrap, seed)
     wide, narrow = expanded_tail(n), expanded_tail(n, inflate=False)
-    unbias = float(hedges_factor(n - 1)) ** 2
 
     def work(part: slice) -> dict[str, Floats]:
         means, ds = resampled(z[:, part], d_z[part], weights)
-        columns: dict[str, Floats] = {}
-        columns["mean_low"], columns["mean_high"] = percentile_interval(means, wide)
         zero = np.zeros(means.shape[0])
-        columns["mean_bca_low"], columns["mean_bca_high"] = bca_interval(
-            means, zero, skew_acceleration(z[:, part]), wide
-        )
-        columns["d_low"], columns["d_high"] = (unbias * end for end in percentile_interval(ds, wide))
-        acceleration = d_acceleration(z[:, part], d_z[part])
-        columns["d_bca_low"], columns["d_bca_high"] = bca_interval(ds, d_z[part], acceleration, narrow)
-        return columns
+        mean = bca_interval(means, zero, skew_acceleration(z[:, part]), wide)
+        d = bca_interval(ds, d_z[part], d_acceleration(z[:, part], d_z[part]), narrow)
+        return {"mean_low": mean[0], "mean_high": mean[1], "d_low": d[0], "d_high": d[1]}
 
     return in_chunks(work, z.shape[1])

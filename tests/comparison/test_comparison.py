@@ -14,6 +14,7 @@ from emo_mlflow.comparison import Comparison, Source, compare_sweeps
 from emo_mlflow.comparison.contrasts import matched_conditions
 from emo_mlflow.comparison.k_selection import k_selection
 from emo_mlflow.comparison.responses import responses
+from emo_mlflow.comparison.search import search
 from emo_mlflow.errors import UserError
 from emo_mlflow.statistics import corrected, paired_effects, specific_effects
 
@@ -32,6 +33,14 @@ def sources() -> tuple[Source, Source]:
 def comparison() -> Comparison:
     """Of both models."""
     return compare_sweeps(sources(), n_bootstrap=300)
+
+
+@cache
+def planned() -> Comparison:
+    """Of both models on three layers, with draws that are enough for three cases each: `59`, and a family per model."""
+    shape = {"alphas": (-2.0, 1.0, 2.0, 4.0), "layers": (1, 3, 5), "n_random": 59}
+    both = [as_source(synthetic_sweep(model, effect=effect, **shape)) for model, effect in (("model-a", 0.3), ("model-b", 0.0))]
+    return compare_sweeps(both, family="own,model", n_bootstrap=2)
 
 
 def test_effect_sizes_are_the_paired_effects_of_their_cells() -> None:
@@ -78,39 +87,119 @@ def test_specificity_compares_with_the_random_controls_of_the_same_setting() -> 
     metric = sweep.metric("goemotions.joy")
     pick = [sweep.change[[sweep.position(i) for i in ids]][:, :, [metric]] for ids in (own, draws)]
     expected = specific_effects(pick[0][0], pick[1]).iloc[0]
-    for column in expected.index:
+    for column in expected.index.drop(["alternative", "reason"]):
         assert row[column] == pytest.approx(expected[column], rel=1e-5)
-    assert row["n_draws"] == 20
+    assert (row["n_draws"], row["alternative"], row["smallest_p"]) == (20, "two-sided", 2 / 21)
+
+
+def test_specificity_is_asked_one_way_of_an_own_label() -> None:
+    """Guards against a test about 0 where draws shift one way, and against one that asks a negative strength to raise the label."""
+    table = comparison().tables["specificity"]
+    own = table[table["own"]]
+    assert set(own["metric"]) == set(TARGETS.values()) and (own["emotion"].map(TARGETS) == own["metric"]).all()
+    assert (own["alternative"] == np.where(own["alpha"] > 0, "greater", "less")).all()
+    assert (table.loc[~table["own"], "alternative"] == "two-sided").all()
+    removed = compare_sweeps([as_source(synthetic_sweep("model-a", settings={"operation": "project_out"}))], n_bootstrap=2)
+    assert set(removed.tables["specificity"].query("own")["alternative"]) == {"less"}
+
+
+def test_a_draw_without_a_score_is_no_draw_of_that_test_alone() -> None:
+    """Guards against a random direction whose scorer failed once taking the test, or the others' draws, with it."""
+    source = sources()[0]
+    gone = source.conditions[(source.conditions["emotion"] == "anger") & (source.conditions["draw"] == 3)]["condition_id"]
+    scores = source.scores.copy()
+    scores.loc[scores["condition_id"] == gone.iloc[0], "goemotions.joy"] = np.nan
+    table = compare_sweeps([replace(source, scores=scores)], n_bootstrap=2).tables["specificity"]
+    counts = table.groupby("metric")["n_draws"].min()
+    assert counts.drop("goemotions.joy").eq(20).all() and counts["goemotions.joy"] == 19
+    assert table["p"].notna().all() and (table["n_draws"] == 19).sum() == 1
 
 
 @pytest.mark.parametrize(
-    ("family", "groups"), [("comparison", []), ("model", ["model"]), ("metric, model", ["metric", "model"])]
+    ("family", "groups"),
+    [("comparison", ["own"]), ("own, model", ["own", "model"]), ("model", ["model"]), ("metric, model", ["metric", "model"])],
 )
 def test_families_are_explicit(family: str, groups: list[str]) -> None:
-    """Guards against corrections over one metric each, and a family size that is not the family's."""
-    table = compare_sweeps(sources(), family=family, n_bootstrap=2).tables["effect_sizes"]
-    parts = [part for _, part in table.groupby(groups)] if groups else [table]
-    for part in parts:
-        assert part["family"].nunique() == 1
-        assert (part["family_size"] == part["p_t"].notna().sum()).all()
-        assert part["p_bh"].to_numpy() == pytest.approx(
-            corrected(part["p_t"], [0] * len(part))["p_bh"].to_numpy(), nan_ok=True
-        )
+    """Guards against corrections over one metric each, a family size that is not the family's, and likelihoods and bigrams, which any
+    direction changes, that carry own labels through Benjamini and Hochberg's correction."""
+    tables = compare_sweeps(sources(), family=family, n_bootstrap=2).tables
+    for name, p in (("effect_sizes", "p_permutation"), ("specificity", "p"), ("dose", "p")):
+        for _, part in tables[name].groupby(groups):
+            assert part["family"].nunique() == 1
+            assert (part["family_size"] == part[p].notna().sum()).all()
+            expected = corrected(part[p], [0] * len(part))
+            for column in ("p_holm", "p_bh"):
+                assert part[column].to_numpy() == pytest.approx(expected[column].to_numpy(), nan_ok=True)
 
 
 def test_the_planted_effect_is_found_and_no_other() -> None:
     """Guards against a comparison that calls a model specific that does nothing, or misses one that does."""
-    table = comparison().tables["recommendations"].set_index(["model", "emotion"])
+    table = planned().tables["recommendations"].set_index(["model", "emotion"])
     for emotion, target in TARGETS.items():
         row = table.loc[("model-a", emotion)]
         assert (row["reason"], row["layer"], row["alpha"], row["target"]) == ("specific", 3, 2.0, target)
         assert row["low"] < 0.3 * np.tanh(2) / np.tanh(1) < row["high"]
-        assert row["p_random"] == row["smallest_p"] == 1 / 21
-        assert row["n_broken"] == 6 and row["candidates"] == 24
-        assert table.loc[("model-b", emotion), "reason"] != "specific"
-    found = comparison().metrics
+        assert row["p_searched"] == row["smallest_searched"] == row["p_specific"] == 1 / 60
+        assert (row["p_specific_holm"], row["cases"]) == (pytest.approx(0.05), 3)
+        assert row["n_broken"] == 3 and row["candidates"] == 9  # not the negative strengths, which should lower the label
+        assert table.loc[("model-b", emotion), "reason"] == "not_shown"
+    found = planned().metrics
     assert found["gain.model-a.gratitude"] == pytest.approx(0.38, abs=0.1)
-    assert found["tests"] == comparison().tables["effect_sizes"]["p_t"].notna().sum()
+    assert (found["cases"], found["cases.specific"]) == (6, 3)
+    assert found["tests"] == planned().tables["effect_sizes"]["p_permutation"].notna().sum()
+    assert str(row["layer"]) == "3"
+
+
+def test_a_rise_that_random_directions_are_too_few_for_is_not_specific() -> None:
+    """Guards against "more than every random direction" as a finding: of 20 draws over three cases p is at least 0.14."""
+    found = compare_sweeps(sources()[:1], n_bootstrap=2)
+    for row in found.tables["recommendations"].to_dict("records"):
+        assert row["reason"] == "steers" and row["p_holm"] < 0.05 and row["p_searched"] == 1 / 21
+        assert row["p_specific_holm"] == pytest.approx(3 / 21)
+    notes = {note.code: note.values for note in found.notes}
+    assert (notes["few_random"]["needed"], notes["few_random"]["smallest_p"]) == (59, pytest.approx(3 / 21))
+    assert (notes["few_random_each"]["tests"], notes["few_random_each"]["needed"]) == (72, 1439)
+    assert "few_flips" not in notes  # 72 / 2^11 < 0.05
+    both = {note.code: note.values for note in comparison().notes if note.values.get("label") == "model-a"}
+    assert (both["few_flips"]["tests"], both["few_flips"]["needed"]) == (168, 13)
+
+
+def test_random_directions_search_wherever_the_emotion_s_did() -> None:
+    """Guards against the best of many conditions being compared with one condition of each draw; and against draws that break the text,
+    or were not run everywhere, in that search."""
+    source = as_source(synthetic_sweep("model-a", emotions=("anger",), alphas=(1.0,), layers=(2, 3), n_random=4, effect=0.3))
+    metric = "goemotions.anger"
+
+    def shifted(sizes: dict[tuple[int, int], float], **broken: float) -> pd.DataFrame:
+        """The table of the search where draws at (layer, draw) change the label by so much."""
+        baseline = source.conditions["condition_id"].iloc[0]
+        base = source.scores[source.scores["condition_id"] == baseline].set_index("prompt_id")[metric]
+        scores, completions = source.scores.copy(), source.completions.copy()
+        for (layer, draw), size in sizes.items():
+            chosen = source.conditions[(source.conditions["layer"] == layer) & (source.conditions["draw"] == draw)]["condition_id"].item()
+            rows = scores["condition_id"] == chosen
+            scores.loc[rows, metric] = scores.loc[rows, "prompt_id"].map(base) + np.float32(size)
+            for name, value in broken.items():
+                completions.loc[completions["condition_id"] == chosen, name] = value
+        return search([responses(replace(source, scores=scores, completions=completions))]).set_index("condition_id")
+
+    own = source.conditions[source.conditions["kind"] == "emotion"].set_index("layer")["condition_id"]
+    assert shifted({}).loc[own, "p_searched"].tolist() == [1 / 5, 1 / 5]
+    assert shifted({(2, 0): 5.0}).loc[own, "p_searched"].tolist() == [2 / 5, 2 / 5]  # at layer 2, and counts against layer 3 too
+    table = shifted({(2, 0): 5.0, (3, 1): 5.0}, nll=9.0)
+    assert table.loc[own, "p_searched"].tolist() == [1 / 5, 1 / 5] and table.loc[own, "draws_broken"].tolist() == [0.25, 0.25]
+    table = shifted({(2, 0): np.nan})
+    assert table["searched_draws"].tolist() == [3, 3] and table["smallest_searched"].tolist() == [1 / 4, 1 / 4]
+
+
+def test_controls_that_break_the_text_are_no_control() -> None:
+    """Guards against an effect being called specific because random directions of that length leave no text to express anything."""
+    source = as_source(synthetic_sweep("model-a", emotions=("anger",), alphas=(1.0,), layers=(2, 3), n_random=19))
+    drawn = set(source.conditions.loc[source.conditions["kind"] == "random", "condition_id"])
+    completions = source.completions.assign(nll=np.where(source.completions["condition_id"].isin(drawn), 9.0, source.completions["nll"]))
+    row = compare_sweeps([replace(source, completions=completions)], n_bootstrap=2).tables["recommendations"].iloc[0]
+    assert (row["reason"], row["draws_broken"], row["p_specific"]) == ("void", 1.0, 1 / 20)
+    assert compare_sweeps([source], n_bootstrap=2).tables["recommendations"]["reason"].tolist() == ["specific"]
 
 
 def test_conditions_that_break_the_text_are_not_recommended_however_strong() -> None:
@@ -153,6 +242,13 @@ def test_selectivity_sets_the_target_against_the_other_labels() -> None:
     assert row["selectivity"] == pytest.approx(changes["goemotions.remorse"] - others.mean(), rel=1e-5)
     assert row["low"] < row["selectivity"] < row["high"] and row["target_rank"] == 1
     assert row["strongest_other"] == others.abs().idxmax()
+    source = comparison().sweeps[0]
+    position = source.position(row["condition_id"])
+    draws = source.change[source.draws[position]].astype(float)
+    rest = [source.metric(m) for m in others.index]
+    theirs = (draws[:, :, source.metric("goemotions.remorse")] - draws[:, :, rest].mean(axis=2)).mean(axis=1)
+    assert (row["draws_min"], row["draws_max"]) == pytest.approx((theirs.min(), theirs.max()), rel=1e-5)
+    assert (row["n_draws"], row["p_random"]) == (20, (1 + (theirs >= row["selectivity"]).sum()) / 21)
 
 
 def test_dose_has_the_baseline_at_zero() -> None:
@@ -171,6 +267,7 @@ def test_dose_has_the_baseline_at_zero() -> None:
     expected = np.polyfit([*means["alpha"], 0.0], [*means["mean_diff"], 0.0], 1)[0]
     assert row["slope"] == pytest.approx(expected, rel=1e-4)
     assert row["slope_low"] < row["slope"] < row["slope_high"] and 0.7 < row["spearman"] <= 1
+    assert row["n"] == row["spearman_n"] == 12 and row["p"] == 2**-11 and row["p_t"] < 0.01
     clamped = as_source(synthetic_sweep("model-a", settings={"operation": "clamp"}))
     assert compare_sweeps([clamped], n_bootstrap=2).tables["dose"]["alphas"].unique().tolist() == ["1, 2"]
     single = as_source(synthetic_sweep("model-a", alphas=(1.0,)))
@@ -281,7 +378,8 @@ def test_different_prompts_restrict_only_what_they_must_and_say_so() -> None:
 def test_without_random_controls_nothing_is_called_specific() -> None:
     """Guards against specificity from no draws."""
     found = compare_sweeps([as_source(synthetic_sweep("model-a", n_random=0))], n_bootstrap=2)
-    assert found.tables["specificity"][["p", "z", "p_bh", "specific"]].isna().all(axis=None)
+    assert found.tables["specificity"][["p", "z", "p_bh", "beyond_mean"]].isna().all(axis=None)
+    assert set(found.tables["specificity"]["reason"]) == {"no random directions"}
     assert (found.tables["recommendations"]["reason"] == "untested").all()
     assert any(note.code == "no_random" for note in found.notes)
 
@@ -299,29 +397,48 @@ def test_power_is_that_of_the_design() -> None:
     plain = table[(table["model"] == "model-a") & (table["correction"] == "none")].set_index("target_effect_size")
     assert plain["required_n_effective"].to_dict() == {0.2: 199, 0.3: 90, 0.5: 34} and (plain["n"] == 12).all()
     family = table[table["correction"] == "bonferroni"]
-    assert (family["alpha"] == 0.05 / comparison().tables["effect_sizes"]["family_size"].iloc[0]).all()
+    own = comparison().tables["effect_sizes"].query("own")
+    assert (family["alpha"] == 0.05 / len(own)).all() and (family["tests"] == len(own)).all()
     per_test = comparison().tables["power_analysis"]
     seed = (
         "profile phase model_name emotion layer head head_spec alpha comparison metric_name paired n_baseline n_patched n_effective mean_baseline"
         " mean_patched std_baseline std_patched mean_diff cohen_d ci_lower ci_upper effect_size_ci_lower effect_size_ci_upper t_statistic p_value"
     )
     assert per_test.columns[:26].tolist() == seed.split() and "power" in per_test
-    assert per_test["power_d05"].nunique() == 1
+    assert per_test["power_d05"].nunique() == 2  # own labels and other scores are families of their own
 
 
-def test_k_selection_judges_overlap_against_random_subspaces() -> None:
-    """Guards against calling overlap what random subspaces of that dimension have too."""
+def test_too_few_prompts_have_no_power_and_no_intervals() -> None:
+    """Guards against a power of the t test at a level that the sign flips of so few prompts cannot reach: 5 have p = 1/16 at least."""
+    found = compare_sweeps([as_source(synthetic_sweep("model-a", n_prompts=5))], n_bootstrap=2)
+    table = found.tables["power_requirements"]
+    assert (table["power"] == 0).all() and table["smallest_detectable_d"].isna().all()
+    assert (table["required_n_effective"] >= 6).all()
+    effects = found.tables["effect_sizes"]
+    assert effects[["diff_low", "diff_high", "d_low", "d_high"]].isna().all(axis=None) and effects["p_permutation"].min() == 1 / 16
+    notes = {note.code: note.values for note in found.notes}
+    assert notes["no_intervals"] == {"label": "model-a", "n": 5, "least": 6}
+    assert (notes["few_flips"]["smallest_p"], notes["few_flips"]["needed"]) == (1 / 16, 11)  # 36 tests: 2^-10 < 0.05 / 36
+    assert set(found.tables["recommendations"]["reason"]) == {"not_shown"}
+
+
+def test_k_selection_takes_the_smallest_k_beyond_which_overlap_does_not_grow() -> None:
+    """Guards against calling overlap what random subspaces of that dimension have too, and against the largest of equals."""
     rng = np.random.default_rng(0)
+    grown = {1: 0.05, 2: 0.3, 3: 0.31, 4: 0.29, 5: 0.2}
     rows = [
-        {"model_a": "a", "model_b": "b", "emotion": "anger", "k": k, "layer_a": i, "layer_b": i, "null_mean": k / 64, "null_q95": k / 64 + 0.02,
-         "overlap": k / 64 + (0.3 if k == 2 else 0.05 * (k < 6)) + rng.normal(0, 0.01)}
-        for k in range(1, 9) for i in range(10)
+        {"model_a": "a", "model_b": "b", "emotion": "anger", "k": k, "layer_a": i, "layer_b": j, "null_mean": k / 64, "null_q95": k / 64 + 0.02,
+         "overlap": k / 64 + grown.get(k, 0.0) + rng.normal(0, 0.02)}
+        for k in range(1, 9) for i in range(6) for j in range(5)
     ]  # fmt: skip
-    table = k_selection(pd.DataFrame(rows), n_bootstrap=300).set_index("k")
-    assert table.index[table["chosen"]].tolist() == [2]
+    table = k_selection(pd.DataFrame(rows)).set_index("k")
+    assert table.index[table["chosen"]].tolist() == [2] and table["n"].tolist() == [30] * 8
     assert table.loc[8, "low"] < 0 < table.loc[8, "high"] and table.loc[2, "share_above_null"] == 1
+    single = pd.DataFrame(rows)
+    alone = k_selection(single[(single["layer_a"] == 0) & (single["layer_b"] == 0)])
+    assert not alone["chosen"].any() and alone["low"].isna().all() and alone["excess"].notna().all()
     with pytest.raises(UserError, match="'overlap'"):
-        k_selection(pd.DataFrame(rows).drop(columns="overlap"))
+        k_selection(single.drop(columns="overlap"))
 
 
 def refused(change: str) -> list[Source]:

@@ -24,7 +24,7 @@ from emo_mlflow.errors import UserError
 from emo_mlflow.report import fonts
 from emo_mlflow.report.blocks import Bullets, Heading, Paragraph, Table, to_html, to_markdown
 from emo_mlflow.report.comparison import check_language, write_comparison
-from emo_mlflow.report.comparison_text import answer
+from emo_mlflow.report.comparison_answer import answer
 from emo_mlflow.report.highlights import strongest
 from emo_mlflow.report.texts import LANGUAGES, texts
 
@@ -126,35 +126,73 @@ def test_csv_cells_are_no_formulas() -> None:
     assert table["model"].tolist() == ["'=HYPERLINK(1)", "'-2+3", "gpt2"] and table["x"].tolist() == [-1.0, 2.0, 3.0]
 
 
-def test_the_answer_is_three_sentences_that_say_what_was_found() -> None:
+def words(options: dict[str, object], language: str = "en", folder: Path | None = None, draws: int = 19) -> str:
+    """The answer, of one emotion at three layers and one strength unless said otherwise; written to a folder as a report if there is one."""
+    defaults = {"emotions": ("anger",), "alphas": (1.0,), "layers": (1, 2, 3), "n_random": draws}
+    found = compare_sweeps([as_source(synthetic_sweep("model-a", **{**defaults, **options}))], n_bootstrap=50)
+    if folder is not None:
+        write_comparison(found, folder, language)
+    return " ".join(answer(found, texts(language)))
+
+
+def test_the_answer_says_what_was_found(tmp_path: Path) -> None:
     """Guards against an answer that does not follow the tables."""
-    sentences = answer(comparison(), texts("en"))
-    best = comparison().tables["recommendations"].sort_values("gain").iloc[-1]
-    assert len(sentences) == 3 and all(sentence.count(". ") == 0 for sentence in sentences)
-    assert (
-        "In 6 of 6 cases" in sentences[0] and f"{best['effect']:+.2f}" in sentences[0] and best["model"] in sentences[0]
-    )
-    found = int((comparison().tables["effect_sizes"]["p_bh"] < 0.05).sum())
-    assert f"number {found}," in sentences[1] and "too few" in sentences[1]
-    assert "12 prompts" in sentences[2]
+    text = words({}, folder=tmp_path)
+    row = pd.read_csv(tmp_path / "recommendations.csv").iloc[0]
+    assert text.startswith("Specific to the direction in 1 of 1 cases (a model and an emotion): anger (model-a).")
+    assert f"goemotions.anger in model-a, {row['effect']:+.2f} (95% interval {row['low']:+.2f} to {row['high']:+.2f}), at layer 3, α = 1." in text
+    assert "searches the same 3 conditions does as much with p = 0.050 (the least that 19 draws allow), and 0.050 after" in text
+    effects = pd.read_csv(tmp_path / "effect_sizes.csv")
+    own, other = (effects[effects["own"] == value] for value in (True, False))
+    holm, bh = ([int((part[column] <= 0.05).sum()) for part in (own, other)] for column in ("p_holm", "p_bh"))
+    tested = [int(part["p_permutation"].notna().sum()) for part in (own, other)]
+    assert f"of {tested[0]} tests of own labels, {holm[0]} are significant by Holm and {bh[0]} by Benjamini-Hochberg" in text
+    assert f"of {tested[1]} tests of other scores, {holm[1]} and {bh[1]}" in text and "Own labels are corrected by themselves." in text
+    assert "With 12 prompts" in text and "best of up to 3 on the same prompts" in text
 
 
 @pytest.mark.parametrize(
-    ("settings", "words"),
+    ("settings", "draws", "said", "not_said"),
     [
-        ({"effect": 0.0}, "more than every random direction of the same length did"),
-        ({"effect": 0.0, "n_random": 0}, "own label significantly after correction without breaking the text."),
-        ({"n_random": 0}, "no random directions were swept"),
-        ({"emotions": ("pirate",)}, "No scorer has a label"),
+        ({}, 3, "In 1 the own label rises against the baseline (Holm), which any direction might bring about: anger (model-a).", "Specific"),
+        ({}, 3, "p = 0.250 (the least that 3 draws allow)", "every random direction"),
+        ({"effect": 0.0}, 19, "In none of 1 cases (a model and an emotion) is it shown", "Specific"),
+        ({"effect": 0.0}, 0, "no random directions were swept", "Specific"),
+        ({}, 0, "Whether a random direction does the same is unknown.", "Specific"),
+        ({"emotions": ("pirate",)}, 19, "No scorer has a label", "Specific"),
+        ({"alphas": (-1.0,)}, 19, "label falls more than under random directions", "rises"),
+        ({"settings": {"operation": "project_out"}, "effect": -0.3}, 19, "The largest fall in whole text", "rises"),
     ],
 )
-def test_the_answer_does_not_claim_more_than_there_is(settings: dict[str, object], words: str, tmp_path: Path) -> None:
-    """Guards against reports that fail, or boast, where nothing rose, nothing was drawn, or nothing measures the emotion."""
-    options = {"emotions": ("anger",), "alphas": (1.0,), "layers": (1, 2, 3), **settings}
-    found = compare_sweeps([as_source(synthetic_sweep("model-a", **options))], n_bootstrap=50)
-    write_comparison(found, tmp_path)
-    assert words in answer(found, texts("en"))[0]
+def test_the_answer_does_not_claim_more_than_there_is(
+    settings: dict[str, object], draws: int, said: str, not_said: str, tmp_path: Path
+) -> None:
+    """Guards against reports that fail, or boast, where nothing rose, nothing was drawn, draws are few, or nothing measures the emotion."""
+    text = words(settings, folder=tmp_path, draws=draws)
+    assert said in text and not_said not in text
     assert "one α" in (tmp_path / "report.md").read_text(encoding="utf-8")
+
+
+def test_draws_that_break_the_text_are_named_as_a_weak_control() -> None:
+    """Guards against an effect beyond random directions whose texts are noise."""
+    source = as_source(synthetic_sweep("model-a", emotions=("anger",), alphas=(1.0,), layers=(2, 3), n_random=19))
+    drawn = set(source.conditions.loc[source.conditions["kind"] == "random", "condition_id"])
+    nll = source.completions["nll"].where(~source.completions["condition_id"].isin(drawn), 9.0)
+    text = answer(compare_sweeps([replace(source, completions=source.completions.assign(nll=nll))], n_bootstrap=2), texts("en"))
+    assert "100% of the random directions there break the text" in text[1] and "Specific" not in text[0]
+
+
+def test_the_restrictions_say_how_many_draws_and_prompts_the_corrections_want(tmp_path: Path) -> None:
+    """Guards against "what restricts this comparison: nothing" of 30 draws and 148 tests, whose limit is 148 / 0.05 - 1."""
+    words({"layers": (0, 1, 2, 3, 4, 5), "n_random": 30, "n_prompts": 20}, folder=tmp_path)
+    text = (tmp_path / "report.md").read_text(encoding="utf-8")
+    restrictions = text.split("## What restricts this comparison")[1].split("\n## ")[0]
+    assert "30 random directions are too few for single conditions. With 6 tests of own labels" in restrictions
+    assert "from 119 draws on" in restrictions and "Nothing" not in restrictions
+    words({"layers": (3,), "n_random": 19, "n_prompts": 20}, folder=tmp_path)
+    text = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert "Nothing: the sweeps share" in text.split("## What restricts this comparison")[1].split("\n## ")[0]
+    assert "(50 resamples" in text
 
 
 def fields(template: str) -> set[str]:
@@ -173,9 +211,9 @@ def test_languages_say_the_same() -> None:
 
 def test_every_note_has_words() -> None:
     """Guards against a restriction that is noted by the comparison and crashes the report."""
-    source = (Path(__file__).parents[2] / "emo_mlflow" / "comparison" / "sources.py").read_text()
-    codes = set(re.findall(r'Note\(\s*"(\w+)"', source))
-    assert len(codes) >= 7 and codes <= LANGUAGES["en"].keys()
+    sources = sorted((Path(__file__).parents[2] / "emo_mlflow" / "comparison").glob("*.py"))
+    codes = {code for source in sources for code in re.findall(r'Note\(\s*"(\w+)"', source.read_text())}
+    assert len(codes) >= 9 and codes <= LANGUAGES["en"].keys()
     assert all(isinstance(note, Note) for note in comparison().notes)
 
 
@@ -206,11 +244,11 @@ def test_figures_are_pictures_with_something_on_them(folder: Path) -> None:
 def test_alignment_has_a_figure(tmp_path: Path) -> None:
     """Guards against a k-selection that nobody sees."""
     rows = [
-        {"model_a": "a", "model_b": "b", "emotion": e, "k": k, "layer_a": i, "layer_b": i,
+        {"model_a": "a", "model_b": "b", "emotion": e, "k": k, "layer_a": i, "layer_b": j,
          "overlap": 0.2 + 0.02 * i, "null_mean": 0.1, "null_q95": 0.12}
-        for e in ("anger", "gratitude") for k in (1, 2, 3) for i in range(4)
+        for e in ("anger", "gratitude") for k in (1, 2, 3) for i in range(4) for j in range(3)
     ]  # fmt: skip
-    found = replace(comparison(), tables={**comparison().tables, "k_selection": k_selection(pd.DataFrame(rows), 100)})
+    found = replace(comparison(), tables={**comparison().tables, "k_selection": k_selection(pd.DataFrame(rows))})
     write_comparison(found, tmp_path)
     assert (tmp_path / "figures" / "overlap_curves.png").is_file() and (tmp_path / "k_selection.csv").is_file()
 

@@ -18,11 +18,13 @@ from emo_mlflow.statistics import (
     condition_effects,
     corrected,
     detectable_d,
+    grid_mean,
     power,
     prompt_slopes,
     prompt_spearman,
     random_effects,
     required_n,
+    searched_p,
     specific_effects,
 )
 
@@ -168,6 +170,17 @@ def test_random_effects_of_the_published_meta_analysis() -> None:
     assert [row["tau2"], row["estimate"], row["q"], row["i2"]] == pytest.approx(
         [0.3088, -0.7141, 152.2330, 0.9212], abs=6e-5
     )
+    # metafor 3.8, rma(yi, vi, method = "DL", test = "adhoc")
+    interval = [row["se"], row["low"], row["high"], row["p"]]
+    assert interval == pytest.approx([0.1806966283, -1.107821354, -0.32041309, 0.001920766767], rel=1e-8)
+
+
+def test_models_that_agree_by_chance_do_not_shorten_the_interval() -> None:
+    """Guards against the unmodified method, whose interval of these four is 0.28 to 0.32 (metafor's test = "knha"); adhoc's is R's."""
+    estimates, variances = np.array([0.30, 0.32, 0.29, 0.31]), np.array([0.04, 0.05, 0.03, 0.06])
+    row = random_effects(estimates[:, None], variances[:, None]).iloc[0]
+    values = [row["estimate"], row["se"], row["low"], row["high"], row["p"]]
+    assert values == pytest.approx([0.3024561404, 0.1025978352, -0.02405596124, 0.6289682419, 0.06012244605], rel=1e-8)
 
 
 @given(seed=st.integers(0, 2**32), k=st.integers(2, 6))
@@ -201,32 +214,74 @@ def test_one_model_has_no_heterogeneity() -> None:
 
 
 def test_specific_effects_by_plain_loops() -> None:
-    """Guards against draws pooled as samples, prompts dropped from one side only, and ties that do not count."""
+    """Guards against draws pooled as samples, prompts dropped from one side only, ties that do not count, and sizes about 0 where a side
+    is expected."""
     rng = np.random.default_rng(0)
-    own, draws = rng.normal(0.5, 1, size=(9, 4)), rng.normal(size=(6, 9, 4))
+    own, draws = rng.normal(0.5, 1, size=(9, 6)), rng.normal(size=(6, 9, 6))
     draws[2, 4, 1] = np.nan
     own[3, 2] = np.nan
-    draws[1, :, 3] = -own[:, 3]
-    table = specific_effects(own, draws)
+    draws[1, :, 3] = own[:, 3]
+    draws[4, :, 5] = np.nan
+    signs = [1, -1, 0, 1, 0, 1]
+    table = specific_effects(own, draws, signs)
     for test, row in table.iterrows():
-        keep = ~np.isnan(own[:, test]) & ~np.isnan(draws[:, :, test]).any(axis=0)
-        means = [float(np.mean(draw[keep, test])) for draw in draws]
+        there = [draw for draw in draws[:, :, test] if not np.isnan(draw).all()]
+        keep = ~np.isnan(own[:, test]) & ~np.isnan(there).any(axis=0)
+        means = [float(np.mean(draw[keep])) for draw in there]
         effect = float(np.mean(own[keep, test]))
-        assert (row["n"], row["n_draws"]) == (keep.sum(), 6)
-        assert row["p"] == pytest.approx((1 + sum(abs(mean) >= abs(effect) - 1e-9 for mean in means)) / 7)
+        assert (row["n"], row["n_draws"]) == (keep.sum(), len(there))
+        up, down = (1 + sum(sign * mean >= sign * effect - 1e-9 for mean in means) for sign in (1, -1))
+        expected = {1: up, -1: down, 0: min(2 * up, 2 * down, 1 + len(there))}[signs[test]] / (len(there) + 1)
+        assert row["p"] == pytest.approx(expected)
+        assert row["smallest_p"] == pytest.approx((2 if signs[test] == 0 else 1) / (len(there) + 1))
         assert row["z"] == pytest.approx((effect - np.mean(means)) / np.std(means, ddof=1))
-        assert row["specific"] == pytest.approx(effect - np.mean(means))
-    assert table.loc[3, "p"] >= 2 / 7
+        assert row["beyond_mean"] == pytest.approx(effect - np.mean(means))
+        assert (row["draws_min"], row["draws_max"]) == pytest.approx((min(means), max(means)))
+        assert row["reason"] == "" and row["beyond_mean_low"] < row["beyond_mean"] < row["beyond_mean_high"]
+    assert table["n_draws"].tolist() == [6, 6, 6, 6, 6, 5] and table.loc[3, "p"] >= 2 / 7
+    assert table["alternative"].tolist() == ["greater", "less", "two-sided", "greater", "two-sided", "greater"]
+
+
+def test_an_effect_is_placed_among_draws_that_all_shift_one_way() -> None:
+    """Guards against p = 1 for an effect of +0.012 among draws of -0.020 +- 0.004, because they are larger in size."""
+    draws = np.repeat(np.linspace(-0.024, -0.016, 19)[:, None, None], 4, axis=1)
+    row = specific_effects(np.full((4, 1), 0.012), draws, 1).iloc[0]
+    assert row["p"] == 1 / 20 and row["z"] > 7
+    assert specific_effects(np.full((4, 1), -0.03), draws, 1)["p"][0] == 1.0
+    assert specific_effects(np.full((4, 1), 0.012), draws)["p"][0] == 2 / 20
 
 
 def test_few_draws_have_no_interval() -> None:
     """Guards against intervals from a single draw, and p-values without any."""
     own = np.random.default_rng(1).normal(size=(5, 2))
-    one = specific_effects(own, own[None] + 1)
-    assert one["p"].tolist() == [1.0, 1.0] or (one["p"] == 0.5).any()
-    assert one[["z", "specific_low", "specific_high", "draws_sd"]].isna().all(axis=None)
+    one = specific_effects(own, own[None] + 1, 1)
+    assert one["p"].tolist() == [1.0, 1.0] and one["draws_min"].tolist() == one["draws_max"].tolist()
+    assert one[["z", "beyond_mean_low", "beyond_mean_high", "draws_sd"]].isna().all(axis=None)
+    assert one["reason"].tolist() == ["fewer than two prompts or draws: no interval"] * 2
     none = specific_effects(own, np.empty((0, 5, 2)))
-    assert none[["p", "z", "specific", "smallest_p"]].isna().all(axis=None) and none["effect"].notna().all()
+    missing = ["p", "z", "beyond_mean", "smallest_p", "draws_mean", "draws_min", "draws_max"]
+    assert none[missing].isna().all(axis=None) and none["effect"].notna().all()
+    assert none["reason"].tolist() == ["no random directions"] * 2
+    absent = specific_effects(np.full((5, 1), np.nan), own[None, :, :1])
+    assert absent["reason"].tolist() == ["no prompts"] and absent["p"].isna().all()
+
+
+def test_the_best_of_several_candidates_is_placed_as_a_random_choice_would_be() -> None:
+    """Guards against the best of three heads being compared with single control heads as if it were one. R: 1 - choose(7, 2) /
+    choose(10, 2) = phyper(0, 2, 8, 3, lower.tail = FALSE) = 0.533333333333."""
+    controls = np.array([0.9, 0.1, 0.2, 0.3, -np.inf, 0.0, -0.2])
+    assert searched_p(0.5, controls, 3) == pytest.approx(0.533333333333)
+    assert searched_p(0.5, controls) == 2 / 8 and searched_p(0.9, controls) == 2 / 8 and searched_p(1.0, controls) == 1 / 8
+    assert searched_p(-np.inf, controls, 3) == 1.0
+    assert np.isnan(searched_p(0.5, np.array([]))) and np.isnan(searched_p(np.nan, controls))
+
+
+def test_the_interval_of_a_grid_equals_r() -> None:
+    """Guards against pairs that share a layer counted as independent. R: mean squares of anova(lm(y ~ row + column)), the variance of
+    the mean by crossed random effects, and Satterthwaite's degrees of freedom, 3.137."""
+    y = np.array([[0.31, 0.28, 0.22, 0.35], [0.18, 0.21, 0.11, 0.25], [0.40, 0.33, 0.30, 0.46]])
+    assert grid_mean(y) == pytest.approx((0.283333333333, 0.094526156301, 0.472140510366), rel=1e-9)
+    assert np.isnan(grid_mean(y[:1])[1:]).all() and grid_mean(y[:1])[0] == pytest.approx(y[0].mean())
 
 
 def test_slopes_and_rank_correlations_equal_scipy() -> None:
@@ -244,8 +299,10 @@ def test_slopes_and_rank_correlations_equal_scipy() -> None:
                 assert np.isnan(slopes[prompt, test]) and np.isnan(rhos[prompt, test])
                 continue
             assert slopes[prompt, test] == pytest.approx(stats.linregress(alphas, y).slope)
-            expected = 0.0 if np.ptp(y) == 0 else stats.spearmanr(alphas, y).statistic
-            assert rhos[prompt, test] == pytest.approx(expected)
+            if np.ptp(y) == 0:
+                assert np.isnan(rhos[prompt, test])  # as R's cor(method = "spearman") says of a constant
+                continue
+            assert rhos[prompt, test] == pytest.approx(stats.spearmanr(alphas, y).statistic)
 
 
 def sweep_values(seed: int, samples: int) -> tuple[pd.DataFrame, pd.DataFrame]:

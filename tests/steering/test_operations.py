@@ -127,4 +127,6 @@ def test_an_operation_of_a_later_version_is_refused():
     """Guards: a comparison that takes an operation that it does not know for one that raises the label."""
     with pytest.raises(UserError, match="unknown operation 'rotate'.*add_keep_norm"):
         operation("rotate")
-    assert [expected_sign(name) for name in ("add", "zero", "patch", "restore")] == [1, -1, 1, -1]
+    assert [expected_sign(name) for name in ("add", "zero", "patch", "restore", "project_out")] == [1, -1, 1, -1, -1]
+    backwards = (("add", -2.0), ("add_keep_norm", -1.0), ("clamp", 0.0), ("project_out", -1.0), ("zero", -1.0))
+    assert {expected_sign(name, alpha) for name, alpha in backwards} == {-1}

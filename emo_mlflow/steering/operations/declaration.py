@@ -39,7 +39,7 @@ class StreamEdit:
         removed: rows [k, d_model] along which the old content is taken out; None for nothing.
         keeps_norm: whether the result is rescaled to the length that the residual had.
         zero_is_baseline: whether alpha = 0 leaves the stream as it is, so that the baseline is this operation's dose of zero.
-        expected_sign: whether it raises (1) or lowers (-1) the emotion's own label, if it acts as supposed.
+        expected_sign: whether it raises (1) or lowers (-1) the emotion's own label, if it acts as supposed; at a positive alpha.
     """
 
     name: Operation

@@ -10,5 +10,5 @@ PROJECT_OUT = StreamEdit(
     removed=the_subspace,
     keeps_norm=False,
     zero_is_baseline=False,
-    expected_sign=1,
+    expected_sign=-1,
 )
