@@ -24,6 +24,7 @@ import emo_mlflow
 from emo_mlflow.errors import UserError
 
 TEXTS = ["one two three", "two", "one one", "", "three three three three"]
+ENOUGH = [*TEXTS, "two three", "three one", "one one two"]  # for intervals, of which five texts have none
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +54,7 @@ def tiny(tmp_path: Path) -> str:
 
 def test_evaluate_through_the_entry_point(tiny: str) -> None:
     """Guards: a plugin that MLflow does not find, means of the wrong column, a table without its texts."""
-    frame = pd.DataFrame({"text": TEXTS, "topic": list("abcde")})
+    frame = pd.DataFrame({"text": ENOUGH, "topic": list("abcdefgh")})
     with mlflow.start_run() as run:
         result = mlflow.models.evaluate(
             data=frame,
@@ -62,7 +63,7 @@ def test_evaluate_through_the_entry_point(tiny: str) -> None:
             evaluators="emo_text",
             evaluator_config={"scorers": tiny},
         )
-    expected = emo_mlflow.score(TEXTS, tiny)
+    expected = emo_mlflow.score(ENOUGH, tiny)
     logged = mlflow.get_run(run.info.run_id).data.metrics
     for metric in expected.columns:
         assert logged[f"{metric}/mean"] == pytest.approx(expected[metric].mean(), abs=1e-6)
@@ -70,14 +71,14 @@ def test_evaluate_through_the_entry_point(tiny: str) -> None:
     assert result.metrics == pytest.approx(logged)
     path = mlflow.artifacts.download_artifacts(f"runs:/{run.info.run_id}/emo_text_scores.parquet")
     table = pd.read_parquet(path)
-    assert list(table["text"]) == TEXTS
+    assert list(table["text"]) == ENOUGH
     pd.testing.assert_frame_equal(table[list(expected.columns)], expected)
     pd.testing.assert_frame_equal(result.artifacts["emo_text_scores"].content, table)
 
 
 def test_paired_differences_from_a_baseline(tiny: str) -> None:
     """Guards: a difference of means with unpaired intervals, signs turned round."""
-    frame = pd.DataFrame({"text": [f"{text} two" for text in TEXTS], "before": TEXTS})
+    frame = pd.DataFrame({"text": [f"{text} two" for text in ENOUGH], "before": ENOUGH})
     with mlflow.start_run():
         result = mlflow.models.evaluate(
             data=frame,

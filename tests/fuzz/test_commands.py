@@ -49,6 +49,10 @@ def bases(world: Path) -> dict[str, list[str]]:
     run_id = (world / "run_id").read_text()
     return {
         "sweep": sweep_arguments(world),
+        "study": [
+            *model, *data, "--scorers", str(world / "scorer"), "--max-samples", "6", "--sequence-length", "2", "--alpha", "1",
+            "--alpha-unit", "vector", "--controls", "isotropic", "--device", "cpu", *store,
+        ],
         "compare": ["--runs", run_id, "--n-bootstrap", "100", *store],
         "export-legacy": ["--run-id", run_id, "--out", "legacy", "--tracking-uri", store[1]],
         "train-scorer": ["--data", str(world / "corpora"), "--out", "trained"],
