@@ -15,7 +15,7 @@ from tqdm import tqdm
 from emo_mlflow.common.termination import terminable
 from emo_mlflow.errors import UserError
 from emo_mlflow.settings.declared import table_of
-from emo_mlflow.settings.study import StudySettings, make_study
+from emo_mlflow.settings.study import Budget, StudySettings, make_study
 from emo_mlflow.sweep.resume import discard, is_run_id, sole_worker, spool_folder
 from emo_mlflow.sweep.spool import Spool
 from emo_mlflow.types import Cell, Completion, Say, digest
@@ -112,8 +112,10 @@ def _as_params(settings: StudySettings) -> dict[str, Any]:
 def _text(value: Any) -> str:
     if isinstance(value, Mapping):
         return ",".join(f"{name}:{item:g}" if name else f"{item:g}" for name, item in value.items()) or "auto"
-    if hasattr(value, "amount"):
+    if isinstance(value, Budget):
         return f"{value.amount:g}{value.unit}"
+    if value is None:
+        return ""
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 

@@ -9,7 +9,7 @@ from typing import Literal, get_args
 
 from emo_mlflow.errors import UserError
 from emo_mlflow.settings.declared import parameter, read, same_as, table_of
-from emo_mlflow.settings.parsing import as_it_is, choice, each, integer, items, number
+from emo_mlflow.settings.parsing import as_it_is, choice, each, integer, items, number, or_nothing
 from emo_mlflow.settings.sweep import SweepSettings
 from emo_mlflow.types import AlphaUnit, Control, Scope, Site
 
@@ -82,7 +82,9 @@ class StudySettings:
     samples_per_prompt: int = same_as(SweepSettings, "samples_per_prompt")
     sequence_length: int = parameter(integer(1), "20", "New tokens per text.", "how much")
     temperature: float = same_as(SweepSettings, "temperature")
-    budget: Budget = parameter(budget, "10min", "The most that it may take, as minutes of generation or texts: 10min, 5000texts.", "how much")
+    budget: Budget | None = parameter(
+        or_nothing(budget), "", "The most that it may take, such as 10min or 5000texts; default: 10min if 12 prompts fit.", "how much"
+    )
     controls: tuple[Control, ...] = parameter(
         each(choice(*get_args(Control))), "isotropic,covariance,shuffled", "Random directions to beat: isotropic, covariance, shuffled.", "what"
     )

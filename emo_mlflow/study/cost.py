@@ -16,6 +16,7 @@ from emo_mlflow.statistics.study_plan import Expected, StudyDesign, expected
 from emo_mlflow.study.protocol import Design
 from emo_mlflow.sweep.estimate import TYPICAL_UTILISATION
 
+TARGET, FEWEST = Budget(10, "min"), 12  # where no budget was asked for: a slow machine takes longer, and says so
 MODERATE, LARGE = 0.3, 0.5  # effects, in standard deviations of the difference from a random direction
 STRENGTH_TEXTS = 15  # of 20 tokens: what meeting a budget of damage takes for one direction, measured on SmolLM2-135M
 HALF = 0.5  # the power below which a study is not worth its texts
@@ -106,8 +107,8 @@ def seconds_per_text(stack: BlockStack, sequence_length: int) -> float:
     return 2.0 * (body + head) * sequence_length / rate
 
 
-def fit_to_budget(design: Design, budget: Budget, seconds: float) -> tuple[Design, Cost]:
-    """The design on as many of its prompts as the budget allows.
+def fit_to_budget(design: Design, budget: Budget | None, seconds: float) -> tuple[Design, Cost]:
+    """The design on as many of its prompts as the budget allows; without one as `TARGET` allows, but not on fewer than `FEWEST`.
 
     Raises:
         UserError: if no number of prompts keeps to it, or the one that does has a power below one half for a large effect.
@@ -117,11 +118,12 @@ def fit_to_budget(design: Design, budget: Budget, seconds: float) -> tuple[Desig
     for n in dict.fromkeys(sizes):
         smaller = on_prompts(design, n)
         cost = cost_of(smaller, seconds)
-        if cost.within(budget) and cost.power >= HALF:
+        fits = cost.within(budget or TARGET)
+        if (fits and cost.power >= HALF) or (budget is None and n <= FEWEST):
             return smaller, cost
-        if cost.within(budget):
+        if fits:
             break
-    assert cost is not None
+    assert cost is not None and budget is not None
     given = f"budget={budget.amount:g}{budget.unit}"
     found = f"a large effect ({LARGE:g} standard deviations) is found with a probability of {cost.power:.2f}"
     allows = f"allows {cost.n_prompts} prompts" if cost.within(budget) else f"is not enough for {cost.n_prompts} prompts"
