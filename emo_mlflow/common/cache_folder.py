@@ -12,7 +12,7 @@ import platformdirs
 def cache_folder() -> Path:
     """Where models, exports and unfinished sweeps are kept: $EMO_MLFLOW_CACHE, or the platform's cache folder.
 
-    It is made here, for its owner alone; who cannot make it learns so from whoever writes there first.
+    It is made here, for its owner alone. If it cannot be made, the first write there says so.
     """
     folder = Path(os.environ.get("EMO_MLFLOW_CACHE") or platformdirs.user_cache_dir("emo_mlflow"))
     with suppress(OSError):

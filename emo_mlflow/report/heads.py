@@ -36,7 +36,7 @@ def write_heads_report(result: SweepResult, heads: SweptHeads, folder: Path) -> 
         Bullets([verdict(item) for item in found]),
         Paragraph(
             f"Each head's output was {done}, before the output projection. Each line is the head whose replacement "
-            "changed that emotion's own label most, of all that were tested, so its size is flattered by the choice; a comparison run "
+            "changed that emotion's own label most, of all that were tested, so its size is too large; a comparison run "
             "(emo-mlflow compare --phase head) tests all of them together."
         ),
     ]

@@ -146,7 +146,7 @@ def _blocks(result: SweepResult, found: Sequence[Finding], examples: pd.DataFram
         Bullets([verdict(item) for item in found]),
         Paragraph(
             "Each is the condition with the largest change of that emotion's own label, of all layers and strengths that were tried, "
-            "so its size is flattered by the choice. p is the share of random directions, searched over the same conditions, that do as much, "
+            "so its size is too large. p is the share of random directions, searched over the same conditions, that do as much, "
             "itself counted, and is of one emotion alone; a comparison run (emo-mlflow compare) tests all together."
         ),
         Heading("Figures"),

@@ -104,7 +104,7 @@ class Layout:
         rows: each row's prompt.
         end: the slot after every prompt's last token.
         prompts: int64 [rows], each row's prompt in the prefill.
-        offsets: int64 [rows, 1], what a slot's number exceeds the position in the row's own text by.
+        offsets: int64 [rows, 1], a slot's number minus the position in the row's own text.
         mask: int64 [rows, slots], 0 where a shorter prompt has nothing; None if no prompt is shorter.
     """
 

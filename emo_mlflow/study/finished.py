@@ -27,6 +27,8 @@ class StudyResult:
         changes: by emotion, the own label's change by prompt.
         draws: by emotion and control, the mean change under each random direction.
         examples: emotion, prompt, baseline, patched, change.
+        conditions: condition_id, kind, emotion, control, draw, layer, alpha, alpha_unit, dose: of every text that was written.
+        completions: condition_id, prompt_id, sample, completion, n_tokens, failure.
         facts: what was found rather than chosen: versions, device, fingerprints, prompts.
         metrics: numbers about the run itself.
     """
@@ -40,6 +42,8 @@ class StudyResult:
     changes: Mapping[str, Floats]
     draws: Mapping[tuple[str, str], Floats]
     examples: pd.DataFrame
+    conditions: pd.DataFrame
+    completions: pd.DataFrame
     facts: Mapping[str, Any] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
 

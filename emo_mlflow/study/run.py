@@ -137,6 +137,8 @@ def run_study(
         changes={answer.emotion: own_changes(bank, answer.emotion) for answer in found},
         draws=_draws(plan, bank, tests),
         examples=_examples(plan, bank, found),
+        conditions=_conditions(plan, [bank, second]),
+        completions=_completions([*bank.completions, *second.completions]),
         facts=_facts(plan),
     )
     return result, bank
@@ -186,6 +188,23 @@ def _examples(plan: StudyPlan, bank: TextBank, found: Sequence[Answer]) -> pd.Da
             at = i * bank.samples
             rows.append((answer.emotion, prompts[base[at].cell.prompt_id], base[at].completion, steered[at].completion, float(changes[i])))
     return pd.DataFrame(rows, columns=["emotion", "prompt", "baseline", "patched", "change"])
+
+
+def _conditions(plan: StudyPlan, banks: Sequence[TextBank]) -> pd.DataFrame:
+    """A row per condition that has texts, with the factor of its direction."""
+    rows = []
+    for arm in dict.fromkeys(arm for bank in banks for arm in bank.arms):
+        for item in plan.arms.conditions(arm):
+            dose = plan.arms.doses.get(item.condition_id, (item.alpha, None))[0]
+            rows.append((item.condition_id, item.kind, item.emotion, item.control, item.draw, item.layer, item.alpha, item.alpha_unit, dose))
+    columns = ["condition_id", "kind", "emotion", "control", "draw", "layer", "alpha", "alpha_unit", "dose"]
+    return pd.DataFrame(rows, columns=columns).astype({"draw": "Int64", "layer": "Int64", "alpha": float, "dose": float})
+
+
+def _completions(items: Sequence[Completion]) -> pd.DataFrame:
+    """A row per text."""
+    rows = [(item.cell.condition_id, item.cell.prompt_id, item.cell.sample, item.completion, item.n_tokens, item.failure) for item in items]
+    return pd.DataFrame(rows, columns=["condition_id", "prompt_id", "sample", "completion", "n_tokens", "failure"])
 
 
 def _facts(plan: StudyPlan) -> dict[str, object]:

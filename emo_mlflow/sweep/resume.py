@@ -61,7 +61,7 @@ def sole_worker(run_id: str) -> Iterator[None]:
 
 
 def discard(folder: Path) -> None:
-    """Removes what was kept of a run that is logged. It loses its name first: a half-removed one would be gone on with."""
+    """Removes what was kept of a run that is logged. The folder is renamed first: a resume would take a half-removed one for work to go on with."""
     folder.rename(folder.with_name(f"{folder.name}{DONE}"))
     for left in folder.parent.glob(f"*{DONE}"):
         shutil.rmtree(left, ignore_errors=True)

@@ -16,7 +16,7 @@ CELLS = "cells.spool"
 
 
 class Header(dict[str, Any]):
-    """What a spool says of its work. What it does not say was not asked for by the version that wrote it."""
+    """What a spool says of its work. A key that is missing was not written by the version that began it."""
 
     def __init__(self, path: Path, values: Any) -> None:
         self.path = path

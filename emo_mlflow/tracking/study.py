@@ -64,7 +64,7 @@ class StudyRun:
         """Logs the answer: tags and metrics by emotion, tables, report; the description is the answer in sentences."""
         content = {"config": dict(settings), **result.facts}
         (folder / "config.json").write_text(json.dumps(content, indent=1, default=str), encoding="utf-8")
-        for name in ("verdicts", "damage", "others"):
+        for name in ("verdicts", "damage", "others", "conditions", "completions"):
             getattr(result, name).to_parquet(folder / f"{name}.parquet", index=False)
         write_study_report(result, folder)
         self.client.log_artifacts(self.run_id, str(folder))

@@ -75,6 +75,9 @@ def test_a_study_end_to_end(place):
     children = MlflowClient().search_runs([run.info.experiment_id], f"tags.`mlflow.parentRunId` = '{run_id}'")
     assert {child.data.params["emotion"] for child in children} == {"gratitude", "anger"}
     assert not spool_folder(run_id).exists()
+    conditions, texts = (pd.read_parquet(folder / f"{name}.parquet") for name in ("conditions", "completions"))
+    assert set(texts["condition_id"]) == set(conditions["condition_id"]) and not texts.duplicated(["condition_id", "prompt_id", "sample"]).any()
+    assert conditions.loc[conditions["kind"] == "random", "dose"].gt(0).all() and texts["failure"].isna().all()
     note = run.data.tags["mlflow.note.content"]
     assert note.startswith("- ") and "gratitude" in note and "Broken texts" in note
 
