@@ -79,7 +79,7 @@ class Options:
     """What a call may set; None keeps what the sweep had.
 
     Attributes:
-        alpha: strength, in the condition's unit; 0 is the base model itself (but for `project_out` and `clamp`).
+        alpha: strength, in the condition's unit; 0 is the base model itself where the operation says so (`zero_is_baseline`).
         max_new_tokens: tokens of a text at most; end-of-sequence is suppressed before the sweep's `min_new_tokens`.
         temperature: 0 for greedy decoding.
         seed: of the sampling noise.

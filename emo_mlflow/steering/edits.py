@@ -16,8 +16,8 @@ from torch import Tensor
 
 from emo_mlflow.errors import UserError
 from emo_mlflow.settings.schedules import schedule_factors
-from emo_mlflow.steering.operations import STREAM_EDITS
-from emo_mlflow.steering.operations.declaration import Injection
+from emo_mlflow.steering.operations import operation
+from emo_mlflow.steering.operations.declaration import Injection, StreamEdit
 from emo_mlflow.types import Condition, FloatArray, Scope
 
 
@@ -89,7 +89,7 @@ def make_patch(
         residual_norm: mean norm of the residual stream at the condition's layer and site.
 
     Raises:
-        UserError: if the vector is zero or not finite.
+        UserError: if the vector is zero or not finite, or the operation is one of a later version.
     """
     assert condition.layer is not None and condition.alpha is not None
     where = f"the direction of {condition.emotion!r} at layer {condition.layer}"
@@ -105,7 +105,8 @@ def make_patch(
         frame = (wide / norm)[None]
     if condition.alpha_unit == "residual":
         injected = injected * (residual_norm / norm)
-    edit, injection = STREAM_EDITS[condition.operation], Injection(injected, frame)
+    edit, injection = operation(condition.operation), Injection(injected, frame)
+    assert isinstance(edit, StreamEdit)
     shift, removed = edit.shift(injection), edit.removed(injection)
     return Patch(
         boundary=condition.layer + (condition.site == "resid_post"),

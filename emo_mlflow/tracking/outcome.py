@@ -25,7 +25,7 @@ VERSIONED = ("torch", "transformers", "numpy", "scipy")
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """A finished entry point; its files are in the folder that it was given.
+    """A finished entry point; its files, config.json among them (`write_config`), are in the folder that it was given.
 
     Attributes:
         kind: `vectors`, `alignment` or `heads`, the tag emo.kind of its run.
