@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -41,6 +43,13 @@ def planned() -> Comparison:
     shape = {"alphas": (-2.0, 1.0, 2.0, 4.0), "layers": (1, 3, 5), "n_random": 59}
     both = [as_source(synthetic_sweep(model, effect=effect, **shape)) for model, effect in (("model-a", 0.3), ("model-b", 0.0))]
     return compare_sweeps(both, family="own,model", n_bootstrap=2)
+
+
+def test_every_table_is_documented() -> None:
+    """A table that no page names is one that nobody reads."""
+    page = (Path(__file__).parents[2] / "docs" / "statistics.md").read_text(encoding="utf-8")
+    described = set(re.findall(r"^(?:## |\| `)(\w+)", page, flags=re.M))
+    assert set(comparison().tables) <= described & set(re.findall(r"\w+", str(Comparison.__doc__)))
 
 
 def test_effect_sizes_are_the_paired_effects_of_their_cells() -> None:

@@ -17,7 +17,7 @@ from emo_mlflow.settings.tables import HEADS, PARAMETERS
 from emo_mlflow.steering import operations
 from emo_mlflow.steering.decoding import Decoding
 from emo_mlflow.steering.edits import RowEdits, make_patch
-from emo_mlflow.steering.operations import HEAD_REPLACEMENTS, STREAM_EDITS, operation
+from emo_mlflow.steering.operations import HEAD_REPLACEMENTS, STREAM_EDITS
 from emo_mlflow.types import Condition, HeadOperation, Operation
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -124,9 +124,11 @@ def test_operations_are_declared_wherever_they_are_named():
 
 
 def test_an_operation_of_a_later_version_is_refused():
-    """Guards: a comparison that takes an operation that it does not know for one that raises the label."""
+    """Guards: a comparison that takes an operation that it does not know for one that raises the label, and a traceback from a logged model."""
     with pytest.raises(UserError, match="unknown operation 'rotate'.*add_keep_norm"):
-        operation("rotate")
+        expected_sign("rotate")
+    with pytest.raises(UserError, match="unknown operation 'rotate'.*add_keep_norm"):
+        make_patch(condition("rotate"), np.ones(D_MODEL, np.float32), None, 1.0, 1)
     assert [expected_sign(name) for name in ("add", "zero", "patch", "restore", "project_out")] == [1, -1, 1, -1, -1]
     backwards = (("add", -2.0), ("add_keep_norm", -1.0), ("clamp", 0.0), ("project_out", -1.0), ("zero", -1.0))
     assert {expected_sign(name, alpha) for name, alpha in backwards} == {-1}
