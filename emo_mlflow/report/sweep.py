@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import isnan
 from pathlib import Path
 
 import pandas as pd
@@ -35,8 +36,9 @@ def verdict(found: Finding) -> str:
     if found.randoms:
         controls = "random directions there" if found.head is None else "control heads"
         text += f"; {controls} {min(found.randoms):+.2f} to {max(found.randoms):+.2f}"
-    if found.p == found.p:
-        text += f"; p = {found.p:.2g} among {found.searched} that search as it did"
+    if not isnan(found.p):
+        controls = "that search as it did" if found.head is None else "control heads"
+        text += f"; p = {found.p:.2g} among {found.searched} {controls}"
     return f"{text}; NLL {found.nll_baseline:.2f} to {found.nll:.2f}."
 
 
@@ -59,14 +61,15 @@ def summary_lines(result: SweepResult) -> list[str]:
     strongest = findings(result)
     for found in strongest:
         largest = f"{max(found.randoms, key=abs):+.2f}" if found.randoms else "-"
-        p = f"{found.p:.2f}" if found.p == found.p else "-"
+        p = f"{found.p:.2f}" if not isnan(found.p) else "-"
         lines.append(
             f"{found.emotion[:11]:<12}{found.metric[:25]:<26}{found.layer:>5}{found.head if heads else found.alpha:>7g}"
             f"{found.baseline:>7.2f}{found.patched:>9.2f}{found.difference:>+7.2f}{found.d_z:>7.2f}{largest:>8}{p:>6}{found.nll_baseline:>6.2f}>{found.nll:<5.2f}"
         )
     failed = int(result.metrics.get("failed_cells", 0))
     if any(found.randoms for found in strongest):
-        lines.append("random: the largest of its random controls there; p: of as much from one that searches as it did, for one emotion")
+        chance = "the best of as many random heads" if heads else "a random direction that searches as it did"
+        lines.append(f"random: the largest of its random controls there; p: of as much from {chance}, for one emotion")
     return [*lines, *([f"{failed} cells failed; completions.parquet says why"] if failed else []), ""]
 
 
