@@ -12,7 +12,7 @@ import pandas as pd
 from emo_mlflow.comparison.responses import FLUENCY
 from emo_mlflow.comparison.tradeoff import how_broken
 from emo_mlflow.errors import UserError
-from emo_mlflow.scoring.targets import target_metric
+from emo_mlflow.scoring.targets import expected_sign, target_metric
 from emo_mlflow.sweep.results import condition_of
 from emo_mlflow.types import Condition, Scope
 
@@ -50,7 +50,8 @@ def choose(
 ) -> Choice:
     """The condition that was named, or else the sweep's best of those that fit.
 
-    The best is the one that raises the emotion's own label most without breaking the text (comparison.tradeoff says when it does).
+    The best is the one that moves the emotion's own label most, the way it should (`targets.expected_sign`), without breaking the text
+    (comparison.tradeoff says when it does).
 
     Args:
         config, conditions, effects: of the sweep.
@@ -72,7 +73,7 @@ def choose(
     if len(fits) == 1:
         row, reason = fits.iloc[0], "the only one that fits" if len(table) == 1 else "asked for"
     else:
-        row, reason = _best(emotion, fits, effects)
+        row, reason = _best(emotion, fits, effects, config["operation"])
     return measured(row.to_dict(), reason, effects)
 
 
@@ -121,7 +122,11 @@ def _emotion(wanted: str | None, there: list[str]) -> str:
     return str(wanted)
 
 
-def _best(emotion: str, fits: pd.DataFrame, effects: pd.DataFrame) -> tuple[pd.Series, str]:
+def _best(emotion: str, fits: pd.DataFrame, effects: pd.DataFrame, operation: str) -> tuple[pd.Series, str]:
+    """Of the conditions that should raise the emotion's own label, or lower it if none should, the one that does most."""
+    signs = pd.Series([expected_sign(operation, float(alpha)) for alpha in fits["alpha"]], index=fits["condition_id"])
+    sign = int(signs.max())
+    fits = fits[(signs == sign).to_numpy()]
     wide = effects[effects["condition_id"].isin(fits["condition_id"])].pivot(
         index="condition_id", columns="metric", values="mean_diff"
     )
@@ -132,18 +137,18 @@ def _best(emotion: str, fits: pd.DataFrame, effects: pd.DataFrame) -> tuple[pd.S
             f"no score of this sweep is {emotion}'s own, so it has no best condition: name one with --layer and --alpha ({tried})"
         )
     whole = wide[how_broken(wide[FLUENCY["nll"]], -wide[FLUENCY["distinct_2"]]) == ""]
-    gains = whole[target].dropna()
+    gains, moves = sign * whole[target].dropna(), "raises" if sign > 0 else "lowers"
     if not len(gains) or gains.max() <= 0:
         broken = len(wide) - len(whole)
         raise UserError(
-            f"no condition of {emotion} raises {target} without breaking the text ({len(wide)} tried, {broken} break it): "
+            f"no condition of {emotion} {moves} {target} without breaking the text ({len(wide)} tried, {broken} break it): "
             f"name one with --layer and --alpha all the same ({tried})"
         )
     best = str(gains.index[int(np.argmax(gains.to_numpy()))])
     row = fits[fits["condition_id"] == best].iloc[0]
     return (
         row,
-        f"raises {target} most of {len(wide)} conditions ({gains.max():+.2f}, not tested: emo-mlflow compare does)",
+        f"{moves} {target} most of {len(wide)} conditions ({sign * gains.max():+.2f}, not tested: emo-mlflow compare does)",
     )
 
 

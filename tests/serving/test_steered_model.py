@@ -12,7 +12,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import mlflow
@@ -312,6 +312,14 @@ def test_the_best_condition_is_whole_text_that_moves_its_own_label():
     assert (named.condition.layer, named.condition.alpha, named.reason) == (0, 4.0, "asked for")
     free = choose(Wanted("gratitude", layer=3, alpha=2.5, scope="all"), config, 4, result.conditions, result.effects)
     assert free.condition.scope == "all" and not free.effects and "did not run" in free.reason
+
+
+@pytest.mark.parametrize(("settings", "alphas"), [({}, (-1.0, -2.0)), ({"operation": "project_out"}, (1.0,))])
+def test_the_best_condition_of_a_sweep_that_should_lower_a_label_lowers_it(settings, alphas):
+    """Guards: "no condition raises the label" of a sweep that takes the direction out, or subtracts it."""
+    result = synthetic_sweep("model-a", n_prompts=12, n_layers=4, alphas=alphas, n_random=0, effect=0.3 if alphas[0] < 0 else -0.3, settings=settings)
+    choice = choose(Wanted("gratitude"), asdict(result.config), 4, result.conditions, result.effects)
+    assert choice.reason.startswith("lowers goemotions.gratitude most") and choice.effects["goemotions.gratitude"] < -0.1
 
 
 def test_the_recommendation_of_a_comparison(tmp_path, monkeypatch):
