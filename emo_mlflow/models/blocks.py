@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
+from torch.nn.functional import linear, pad
 from transformers import PreTrainedModel
 
 from emo_mlflow.errors import UserError
@@ -23,6 +23,7 @@ from emo_mlflow.models.families import FAMILIES, find_blocks
 from emo_mlflow.models.kv_cache import PackedCache
 
 SLICE_BYTES = 3 * 2**19
+ALIGNED = 64
 
 
 @contextmanager
@@ -35,12 +36,10 @@ def input_edit(module: nn.Module, edit: Callable[[Tensor], Tensor]) -> Iterator[
         handle.remove()
 
 
-@contextmanager
-def _sliced(head: nn.Module) -> Iterator[None]:
-    """While open, a large linear map on a CPU is computed in slices of its outputs that fit the cache: 1.4 times as fast with MKL."""
+def _sliced(head: nn.Module) -> Callable[[Tensor], Tensor] | None:
+    """A large linear map on a CPU, in slices of its outputs that fit the cache: 1.4 times as fast with MKL. None for any other."""
     if type(head) is not nn.Linear or head.weight.device.type != "cpu" or head.weight.nbytes < 4 * SLICE_BYTES:
-        yield
-        return
+        return None
     weight, bias = head.weight, head.bias
     width = max(1, SLICE_BYTES // weight[0].nbytes)
 
@@ -51,11 +50,23 @@ def _sliced(head: nn.Module) -> Iterator[None]:
             output[..., part] = linear(hidden, weight[part], None if bias is None else bias[part])
         return output
 
-    vars(head)["forward"] = forward
-    try:
-        yield
-    finally:
-        del vars(head)["forward"]
+    return forward
+
+
+def _padded(head: nn.Module) -> Callable[[Tensor], Tensor] | None:
+    """A 16-bit linear map on a GPU with its outputs padded to a multiple of `ALIGNED`, without which no tensor core is used well.
+
+    GPT-2's vocabulary, 50,257, is odd. None where nothing needs padding.
+    """
+    if type(head) is not nn.Linear or head.weight.device.type != "cuda" or head.weight.element_size() != 2:
+        return None
+    n = len(head.weight)
+    more = -n % ALIGNED
+    if not more:
+        return None
+    weight = pad(head.weight, (0, 0, 0, more))
+    bias = None if head.bias is None else pad(head.bias, (0, more))
+    return lambda hidden: linear(hidden, weight, bias)[..., :n]
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,6 +115,7 @@ class BlockStack:
         self.flops = 0.0
         self._block_sizes = [_matrix_elements(block) for block in self.blocks]
         self._head_size = _matrix_elements(model.get_output_embeddings())
+        self._project = self._faster_head()
         self._replicas: list[BlockStack] = []
         self._returns_tuple = False
         self._returns_tuple = self._block_returns_tuple()
@@ -117,8 +129,13 @@ class BlockStack:
             twin.model = deepcopy(self.model, {id(tensor): tensor for tensor in tensors})
             twin.blocks = find_blocks(twin.model)
             twin.flops = 0.0
+            twin._project = twin._faster_head()
             self._replicas.append(twin)
         return self._replicas[:n]
+
+    def _faster_head(self) -> Callable[[Tensor], Tensor] | None:
+        head = self.model.get_output_embeddings()
+        return _sliced(head) or _padded(head)
 
     @torch.inference_mode()
     def _block_returns_tuple(self) -> bool:
@@ -180,8 +197,14 @@ class BlockStack:
         """float32 logits [rows, q, vocabulary] of the residual stream after the last block, hidden [rows, q, d_model]."""
         self.flops += 2.0 * self._head_size * hidden.shape[0] * hidden.shape[1]
         tokens = torch.zeros(hidden.shape[:2], dtype=torch.long, device=hidden.device)
-        with self._stand_ins(hidden), _sliced(self.model.get_output_embeddings()):
-            return self.model(input_ids=tokens, use_cache=False).logits.float()
+        head = self.model.get_output_embeddings()
+        with self._stand_ins(hidden):
+            try:
+                if self._project is not None:
+                    vars(head)["forward"] = self._project
+                return self.model(input_ids=tokens, use_cache=False).logits.float()
+            finally:
+                vars(head).pop("forward", None)
 
     @torch.inference_mode()
     def boundaries(self, tokens: Tensor, cache: PackedCache | None = None, start: int = 0) -> Iterator[Tensor]:

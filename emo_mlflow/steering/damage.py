@@ -22,7 +22,7 @@ from emo_mlflow.models.blocks import BlockStack
 from emo_mlflow.models.kv_cache import PackedCache
 from emo_mlflow.steering.edits import Patch
 from emo_mlflow.steering.forced import Forced, padded, run_clean, run_patched
-from emo_mlflow.steering.likelihood import LOGITS_BYTES, TOKENS_ON_A_GPU
+from emo_mlflow.steering.likelihood import TOKENS_ON_A_GPU, logits_at_once
 from emo_mlflow.steering.parallel import n_cores, on_threads
 from emo_mlflow.types import FloatArray, Tokens
 
@@ -180,7 +180,7 @@ class DamageMeter:
         finals = run_patched(stack, batch.forced, texts, rows, PackedCache(len(rows), q))
         finals = finals.view(len(patches), n_texts, q, -1)[:, batch.rows, batch.positions]
         clean = self._clean(stack, number)
-        most = max(1, LOGITS_BYTES // (4 * stack.vocabulary))
+        most = logits_at_once(stack)
         parts = []
         for tokens in torch.arange(len(batch.targets), device=stack.device).split(most):
             part = [

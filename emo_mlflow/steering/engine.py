@@ -7,11 +7,13 @@ rows run at twice the speed on two threads that do one each, and at 1.7 times on
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from threading import Event
 
 import numpy as np
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from emo_mlflow.common.machine import free_memory
 from emo_mlflow.errors import UserError
@@ -31,6 +33,11 @@ OUT_OF_MEMORY_WORDS = ("out of memory", "can't allocate memory", "not enough mem
 
 def _is_out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or any(words in str(error).lower() for words in OUT_OF_MEMORY_WORDS)
+
+
+def _attention(device: torch.device) -> AbstractContextManager[None]:
+    """On a GPU, the kernel that needs no plan for each shape (cuDNN makes one at every step of a pack: 22 s) and is as fast at one query."""
+    return sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]) if device.type == "cuda" else nullcontext()
 
 
 def _edits_prompts(rows: Sequence[Row]) -> bool:
@@ -108,7 +115,8 @@ class Engine:
             waiting = plan_packs(left, -(-len(pack) // 2))[::-1]
 
     def _run(self, pack: Sequence[Row]) -> list[Completion]:
-        decoded = self._decode(pack)
+        with _attention(self.stack.device):
+            decoded = self._decode(pack)
         texts = self.decode([list(item.tokens) for item in decoded])
         return [_completion(item, text) for item, text in zip(decoded, texts, strict=True)]
 

@@ -13,7 +13,8 @@ from torch.nn.functional import cross_entropy
 from emo_mlflow.models.blocks import BlockStack
 from emo_mlflow.steering.packing import Layout
 
-LOGITS_BYTES = 128 * 2**20
+LOGITS_BYTES = {"cpu": 128 * 2**20}
+LOGITS_BYTES_ON_A_GPU = 2 * 2**30
 TOKENS_AT_ONCE = {"cpu": 2048}  # what stays in a CPU's cache
 TOKENS_ON_A_GPU = 65536
 
@@ -74,9 +75,14 @@ def _run_above(
     return streams
 
 
+def logits_at_once(stack: BlockStack) -> int:
+    """How many tokens' logits are in memory together."""
+    return max(1, LOGITS_BYTES.get(stack.device.type, LOGITS_BYTES_ON_A_GPU) // (4 * stack.vocabulary))
+
+
 def nll_of(stack: BlockStack, streams: Tensor, targets: Tensor) -> Tensor:
     """NLL (nats), float32 [tokens], of the tokens that the streams after the last block, [tokens, d_model], predict."""
-    at_once = max(1, LOGITS_BYTES // (4 * stack.vocabulary))
+    at_once = logits_at_once(stack)
     parts = [
         cross_entropy(stack.logits(streams[i : i + at_once, None])[:, 0], targets[i : i + at_once], reduction="none")
         for i in range(0, len(targets), at_once)

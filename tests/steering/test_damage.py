@@ -13,7 +13,7 @@ from scipy import optimize
 from tiny_models import FAMILIES
 
 from emo_mlflow.errors import UserError
-from emo_mlflow.steering import damage
+from emo_mlflow.steering import damage, likelihood
 from emo_mlflow.steering.damage import DamageMeter
 from emo_mlflow.steering.edits import Patch
 from emo_mlflow.steering.strength import TOLERANCE, find_strengths
@@ -65,7 +65,7 @@ def test_damage_does_not_depend_on_how_the_work_is_cut(monkeypatch):
     whole = DamageMeter(stack, texts, BOUNDARIES).measure(patches)
     monkeypatch.setitem(damage.BATCH_TOKENS, "cpu", 30)
     monkeypatch.setitem(damage.PACK_TOKENS, "cpu", 60)
-    monkeypatch.setattr(damage, "LOGITS_BYTES", 4 * stack.vocabulary * 7)
+    monkeypatch.setitem(likelihood.LOGITS_BYTES, "cpu", 4 * stack.vocabulary * 7)
     monkeypatch.setattr(damage, "KEPT_BYTES", 0)
     before = torch.get_num_threads()
     try:
