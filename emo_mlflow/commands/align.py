@@ -69,7 +69,7 @@ def run_align(settings: AlignSettings, out: Path) -> Outcome:
         name=f"align {settings.model_a} to {settings.model_b}",
         facts=facts,
         metrics=_metrics(tables),
-        lines=tuple(_lines(settings, tables, a, b)),
+        lines=(f"Reference  {prompts.compared_with}", *_lines(settings, tables, a, b)),
     )
 
 

@@ -82,6 +82,7 @@ def _study(
     if settings.engine == "ray":
         check_ray(settings.ray_address)
     inputs = prepare_study(settings)
+    say(f"Reference  {inputs.prompts.compared_with}")
     say(f"Model      loading it, and fitting directions on {len(inputs.prompts.fit)} texts")
     plan = lay_out(inputs)
     design, cost = fit_to_budget(plan.design, settings.budget, seconds_per_text(plan.stack, settings.sequence_length))

@@ -193,7 +193,7 @@ def _finish(result: SweepResult, tracked: SweepRun, say: Say) -> None:
 
 
 def _fix_packs(plan: Plan, run_id: str | None) -> tuple[Plan, list[str]]:
-    """The plan with its batch size fixed, and what the sweep will take.
+    """The plan with its batch size fixed; what directions are measured against, and what the sweep will take.
 
     A number's last bits depend on what it was computed beside. So packs are cut from the whole sweep, in a size that is chosen once and kept.
     """
@@ -203,7 +203,8 @@ def _fix_packs(plan: Plan, run_id: str | None) -> tuple[Plan, list[str]]:
     if batch_size is None and run_id is not None:
         batch_size = Spool(spool_folder(run_id)).header()["batch_size"]
     estimated = estimate(replace(plan, config=replace(plan.config, batch_size=batch_size)))
-    return replace(plan, config=replace(plan.config, batch_size=estimated.batch_size)), estimated.lines()
+    lines = [f"Reference  {plan.inputs.prompts.compared_with}", *estimated.lines()]
+    return replace(plan, config=replace(plan.config, batch_size=estimated.batch_size)), lines
 
 
 def _begin(plan: Plan, tracked: SweepRun, request: SweepRequest) -> Spool:

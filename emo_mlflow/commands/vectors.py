@@ -94,7 +94,7 @@ def run_vectors(settings: VectorSettings, out: Path) -> Outcome:
         name=f"vectors {settings.model}",
         facts=facts,
         metrics=_metrics(tables),
-        lines=tuple(_lines(tables, judged)),
+        lines=(f"Reference  {prompts.compared_with}", *_lines(tables, judged)),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from reprlib import repr as short
 
 from emo_mlflow.errors import UserError
@@ -38,6 +39,11 @@ def check_name(value: object, where: str) -> str:
             f"{where} {shown(name)} ends in {' or '.join(RESERVED)}, which files of directions keep for themselves"
         )
     return name
+
+
+def same_name(name: str) -> str:
+    """What two spellings of one name share: neither case nor the way in which accents are stored counts."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
 def check_revision(text: str, where: str) -> str:

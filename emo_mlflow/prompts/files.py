@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import unicodedata
 from collections.abc import Iterator, Mapping
 from importlib.resources import files
 from io import StringIO
@@ -33,7 +34,7 @@ _Record = Mapping[str, object]
 
 
 def read_rows(path: Path) -> list[DatasetRow]:
-    """The texts of a file, with their emotion and, where it says so, their role.
+    """The texts of a file as they are, spaces and line ends at their ends too, with their emotion and, where it says so, their role.
 
     Raises:
         UserError: if it cannot be read, or lacks a column or a value.
@@ -119,9 +120,9 @@ def _checked(place: str, record: _Record) -> DatasetRow:
         raise UserError(f"{place}: the text is not a string: {shown(text)}")
     if re.search("[\ud800-\udfff]", text):
         raise UserError(f"{place}: the text holds half a character (a lone surrogate): {shown(text)}")
-    emotion = check_name(emotion.strip() if isinstance(emotion, str) else emotion, f"{place}: emotion")
+    emotion = check_name(unicodedata.normalize("NFC", emotion.strip()) if isinstance(emotion, str) else emotion, f"{place}: emotion")
     if role is None or role == "":
-        return text.strip(), emotion, None
+        return text, emotion, None
     if not isinstance(role, str) or role.strip() not in ("fit", "test"):
         raise UserError(f"{place}: role {shown(role)} is neither fit nor test")
-    return text.strip(), emotion, "fit" if role.strip() == "fit" else "test"
+    return text, emotion, "fit" if role.strip() == "fit" else "test"

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from emo_mlflow.common.names import same_name
 from emo_mlflow.errors import UserError
 from emo_mlflow.prompts.files import DatasetRow, builtin_rows, read_rows
 from emo_mlflow.types import Prompt, digest
@@ -29,6 +30,7 @@ class PromptSet:
         source: `builtin` or the file's name.
         split: how texts came to be for fitting or for testing.
         n_duplicates: texts that were dropped, because they repeat another or stand under several emotions.
+        spellings: how the data set writes the reference's name.
     """
 
     fit: tuple[Prompt, ...]
@@ -38,6 +40,16 @@ class PromptSet:
     source: str
     split: str
     n_duplicates: int
+    spellings: tuple[str, ...] = (REFERENCE,)
+
+    @property
+    def compared_with(self) -> str:
+        """What directions are measured against, for the terminal."""
+        if self.reference is None:
+            return f"NONE: each emotion is compared with all others together, for no text of {self.source} has the emotion {REFERENCE!r}"
+        n_fit = sum(prompt.emotion == self.reference for prompt in self.fit)
+        named = "" if self.spellings == (REFERENCE,) else f" (written {', '.join(self.spellings)})"
+        return f"{self.reference}{named}, {n_fit} texts"
 
 
 def normalised(text: str) -> str:
@@ -60,9 +72,12 @@ def load_prompts(
     emotions is left out: it tells nothing of their difference, and would pull both means the same way. A warning says how many
     were dropped. Without roles, half of every emotion's texts is fitted on and half is tested on.
 
+    Names of emotions that differ in case alone are one, in the spelling that comes first; `Neutral` is the reference. Where there is no
+    reference, a warning says so.
+
     Args:
         dataset: `builtin`, or a file's path.
-        emotions: the emotions to keep; None for all.
+        emotions: the emotions to keep, in whatever case; None for all.
         max_samples: test prompts at most, drawn by `seed`; a larger number only adds to them.
 
     Raises:
@@ -71,10 +86,18 @@ def load_prompts(
     if max_samples < 1:
         raise UserError(f"max_samples={max_samples} leaves nothing to continue: give at least 1")
     rows, source = (builtin_rows(), "builtin") if dataset == "builtin" else (read_rows(Path(dataset)), Path(dataset).name)
+    spellings = tuple(dict.fromkeys(emotion for _, emotion, _ in rows if same_name(emotion) == REFERENCE))
+    rows = _one_spelling(rows, source)
     prompts, split = _with_roles(distinct := _distinct(rows, source), seed, source)
     names = tuple(dict.fromkeys(prompt.emotion for prompt in prompts))
     reference = REFERENCE if REFERENCE in names else None
     chosen = _chosen(names, emotions, source)
+    if reference is None:
+        warnings.warn(
+            f"{source} has no texts of the emotion {REFERENCE!r}: each emotion is compared with all others together, so its direction "
+            "depends on which others there are",
+            stacklevel=2,
+        )
     fit = tuple(
         p for p in prompts if p.role == "fit" and (p.emotion in chosen or p.emotion == reference or reference is None)
     )
@@ -85,7 +108,7 @@ def load_prompts(
             f"{source} has no {reference or ''} texts to test on: give some the role test, or leave the roles out"
         )
     random.Random(f"test prompts {seed}").shuffle(test)
-    return PromptSet(fit, tuple(test[:max_samples]), chosen, reference, source, split, len(rows) - len(distinct))
+    return PromptSet(fit, tuple(test[:max_samples]), chosen, reference, source, split, len(rows) - len(distinct), spellings)
 
 
 def emotions_to_continue(prompts: PromptSet, max_samples: int, seed: int) -> PromptSet:
@@ -104,6 +127,19 @@ def emotions_to_continue(prompts: PromptSet, max_samples: int, seed: int) -> Pro
     _check_fit(kept, prompts.emotions, prompts.source)
     split = f"{prompts.split}; half of every emotion's texts to fit on are continued (seed {seed})"
     return replace(prompts, fit=tuple(kept), test=tuple(test), split=split)
+
+
+def _one_spelling(rows: Sequence[DatasetRow], source: str) -> list[DatasetRow]:
+    """Rows whose emotions differ in more than case: an emotion is called as where it comes first, and the reference by its name."""
+    spellings: dict[str, list[str]] = {}
+    for _, emotion, _ in rows:
+        spellings.setdefault(same_name(emotion), []).append(emotion)
+    several = [tuple(dict.fromkeys(names)) for key, names in spellings.items() if key != REFERENCE and len(set(names)) > 1]
+    if several:
+        merged = "; ".join(f"{', '.join(names)} are one emotion, {names[0]}" for names in several)
+        warnings.warn(f"{source}: names of emotions are compared without case: {merged}", stacklevel=3)
+    called = {key: REFERENCE if key == REFERENCE else names[0] for key, names in spellings.items()}
+    return [(text, called[same_name(emotion)], role) for text, emotion, role in rows]
 
 
 def _distinct(rows: Sequence[DatasetRow], source: str) -> list[DatasetRow]:
@@ -147,14 +183,15 @@ def _chosen(names: Sequence[str], emotions: Sequence[str] | None, source: str) -
             f"{source} has one emotion only ({', '.join(names) or 'no text under one'}): "
             f"a direction needs texts to differ from, such as {REFERENCE} ones"
         )
+    called = {same_name(name): name for name in there}
     for name in emotions or ():
-        if name == REFERENCE:
+        if same_name(name) == REFERENCE:
             raise UserError(
                 f"emotions: {REFERENCE} is what directions are measured against; choose among {', '.join(there)}"
             )
-        if name not in there:
+        if same_name(name) not in called:
             raise UserError(f"emotions: {source} has no {name!r}; choose among {', '.join(there)}")
-    return tuple(dict.fromkeys(emotions)) if emotions else there
+    return tuple(dict.fromkeys(called[same_name(name)] for name in emotions)) if emotions else there
 
 
 def _check_fit(fit: Sequence[Prompt], needed: Sequence[str], source: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+from emo_mlflow.common.names import same_name
 from emo_mlflow.steering import operations
 from emo_mlflow.steering.operations.declaration import StreamEdit, nothing
 
@@ -15,8 +16,8 @@ TARGETS = {
 
 
 def target_metric(emotion: str, metrics: Collection[str]) -> str | None:
-    """The metric of an emotion among those that were measured: its own GoEmotions label; None if there is none."""
-    name = TARGETS.get(emotion, f"goemotions.{emotion}")
+    """The metric of an emotion among those that were measured: its own GoEmotions label, whatever its case; None if there is none."""
+    name = TARGETS.get(same_name(emotion), f"goemotions.{same_name(emotion)}")
     return name if name in metrics else None
 
 

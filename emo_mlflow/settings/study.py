@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from emo_mlflow.common.names import same_name
 from emo_mlflow.errors import UserError
 from emo_mlflow.settings.declared import parameter, read, same_as, table_of
 from emo_mlflow.settings.parsing import as_it_is, choice, each, integer, items, number, or_nothing
@@ -131,8 +132,9 @@ def value_of(values: Mapping[str, float], emotion: str, what: str) -> float:
     Raises:
         UserError: if it has none.
     """
-    if emotion in values or EVERY in values:
-        return values.get(emotion, values.get(EVERY, 0.0))
+    own = {same_name(name): value for name, value in values.items()}
+    if (key := same_name(emotion)) in own or EVERY in own:
+        return own.get(key, own.get(EVERY, 0.0))
     raise UserError(f"{what} has no value for {emotion}: it names {', '.join(values)}")
 
 
@@ -142,5 +144,6 @@ def check_emotions(values: Mapping[str, float], emotions: tuple[str, ...], what:
     Raises:
         UserError: naming it.
     """
-    if unknown := [name for name in values if name != EVERY and name not in emotions]:
+    known = {same_name(name) for name in emotions}
+    if unknown := [name for name in values if name != EVERY and same_name(name) not in known]:
         raise UserError(f"{what} names {', '.join(unknown)}, which this study does not have: it has {', '.join(emotions)}")

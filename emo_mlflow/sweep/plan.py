@@ -11,6 +11,7 @@ import pyarrow as pa
 import torch
 
 from emo_mlflow.common.machine import pick_device
+from emo_mlflow.common.names import same_name
 from emo_mlflow.directions.files import load_directions
 from emo_mlflow.errors import UserError
 from emo_mlflow.models.blocks import BlockStack
@@ -64,8 +65,8 @@ def prepare(settings: SweepSettings, directions_file: Path | None = None) -> Inp
     prompts = load_prompts(settings.dataset, emotions=named, max_samples=settings.max_samples, seed=settings.seed)
     emotions = prompts.emotions
     if directions_file is not None:
-        known = tuple(load_directions(directions_file)[0])
-        emotions = settings.emotions or known
+        known = {same_name(name): name for name in load_directions(directions_file)[0]}
+        emotions = tuple(known.get(same_name(name), name) for name in settings.emotions or known.values())
     if _continues_own_texts(settings.operation):
         prompts = emotions_to_continue(prompts, settings.max_samples, settings.seed)
     scorers = load_scorers(settings.scorers)

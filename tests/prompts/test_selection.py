@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
+import unicodedata
 from collections import Counter
 
 import numpy as np
@@ -110,6 +111,48 @@ def test_without_neutral_the_others_are_the_reference(tmp_path):
     assert found.reference is None and found.emotions == ("joy", "fear", "awe") and len(found.test) == 9
     only = load_prompts(str(tmp_path / "mine.jsonl"), emotions=["joy"], max_samples=100)
     assert {prompt.emotion for prompt in only.fit} == {"joy", "fear", "awe"}
+
+
+def test_texts_are_kept_as_they_are(tmp_path):
+    """Guards: a rendered chat prompt without its last line end, after which the model answers something else."""
+    texts = ["<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n", "  two spaces, and one behind ", "\ta tab"]
+    table = [{"text": text, "emotion": "neutral", "role": "test"} for text in texts] + rows(role="fit")
+    for suffix in (".jsonl", ".csv", ".parquet"):
+        found = load_prompts(write(tmp_path / f"mine{suffix}", table), max_samples=100)
+        assert {prompt.text for prompt in found.test} == set(texts), suffix
+    again = [*table, {"text": texts[1].strip() + "!", "emotion": "neutral", "role": "test"}]
+    with pytest.warns(UserWarning, match="1 repeat others"):
+        found = load_prompts(write(tmp_path / "again.jsonl", again), max_samples=100)
+    assert {prompt.text for prompt in found.test} == set(texts), "what is compared to find repeats is a copy"
+
+
+def test_names_of_emotions_are_compared_without_case(tmp_path):
+    """Guards: `Neutral` injected as an emotion, and `joy` and `Joy` as two."""
+    table = rows(emotions=("Joy", "NEUTRAL", "Anger")) + [{**row, "text": row["text"] + " more"} for row in rows(emotions=("joy", "Neutral"))]
+    path = write(tmp_path / "mine.jsonl", table)
+    with pytest.warns(UserWarning, match="Joy, joy are one emotion, Joy"):
+        found = load_prompts(path, emotions=["JOY"], max_samples=100)
+    assert (found.emotions, found.reference) == (("Joy",), "neutral")
+    assert Counter(prompt.emotion for prompt in found.fit) == {"Joy": 6, "neutral": 6} and len(found.test) == 6
+    assert found.compared_with == "neutral (written NEUTRAL, Neutral), 6 texts"
+    with pytest.warns(UserWarning), pytest.raises(UserError, match="Neutral.*measured against|neutral is what"):
+        load_prompts(path, emotions=["Neutral"], max_samples=100)
+
+
+def test_accents_are_one_however_they_are_stored(tmp_path):
+    """Guards: an emotion that a Mac's file name or keyboard wrote as letter and accent, and that nobody can then choose."""
+    stored = [unicodedata.normalize(form, "gêne") for form in ("NFC", "NFD")]
+    table = rows(emotions=(stored[0], "neutral")) + [{**row, "text": row["text"] + " more"} for row in rows(emotions=(stored[1],))]
+    found = load_prompts(write(tmp_path / "mine.jsonl", table), emotions=[stored[1]], max_samples=100)
+    assert found.emotions == (stored[0],) and Counter(prompt.emotion for prompt in found.fit) == {stored[0]: 6, "neutral": 3}
+
+
+def test_no_reference_is_said_aloud(tmp_path):
+    """Guards: a set without neutral texts, whose directions mean something else, and nothing on the screen."""
+    path = write(tmp_path / "mine.jsonl", rows(emotions=("joy", "fear", "awe")))
+    with pytest.warns(UserWarning, match="no texts of the emotion 'neutral'"):
+        found = load_prompts(path, max_samples=100)
+    assert found.compared_with.startswith("NONE: each emotion is compared with all others together")
 
 
 def test_repeats_count_once(tmp_path):
