@@ -101,7 +101,9 @@ def settings_of(sweep: Sweep, choice: Choice) -> Settings:
     spec = ModelSpec(found["name"], found["source"], resolve(str(config["model"])).location, found["revision"])
     generation = GenerationDefaults(**{name: config[name] for name in GenerationDefaults.__dataclass_fields__})
     norm = float(json.loads(facts["residual_norms"])[int(str(condition.layer))])
-    return Settings(spec, facts["model_fingerprint"], condition, norm, generation, sweep.run_id)
+    found_doses = sweep.conditions.loc[sweep.conditions["condition_id"] == condition.condition_id, "dose"].dropna()
+    dose = float(found_doses.iloc[0]) if len(found_doses) else None
+    return Settings(spec, facts["model_fingerprint"], condition, norm, generation, sweep.run_id, dose)
 
 
 def signature_of(settings: Settings) -> ModelSignature:

@@ -31,9 +31,10 @@ from emo_mlflow.models.names import ModelSpec, resolve
 from emo_mlflow.models.tokens import encode, text_decoder
 from emo_mlflow.models.weights import INDEX, weight_files
 from emo_mlflow.steering.decoding import Decoding
-from emo_mlflow.steering.edits import make_patch
+from emo_mlflow.steering.edits import at_dose, make_patch
 from emo_mlflow.steering.engine import Engine
 from emo_mlflow.steering.packing import Row
+from emo_mlflow.steering.strength import budget_meter, find_strengths
 from emo_mlflow.sweep.grid import noise_seed
 from emo_mlflow.types import Cell, Condition, FloatArray, digest
 
@@ -64,6 +65,7 @@ class Settings:
         condition: the intervention.
         residual_norm: mean norm of the residual stream at the condition's layer and site, which `alpha_unit=residual` refers to.
         sweep: id of the run that it comes from.
+        dose: what the sweep multiplied the direction by, where `alpha_unit=kl` and the sweep ran this condition.
     """
 
     model: ModelSpec
@@ -72,6 +74,7 @@ class Settings:
     residual_norm: float
     generation: GenerationDefaults
     sweep: str
+    dose: float | None = None
 
 
 @dataclass(frozen=True)
@@ -120,6 +123,7 @@ class SteeredModel:
         self._vector, self._basis = vector, basis
         self._stack = BlockStack(loaded.model)
         self._lock = threading.Lock()  # the blocks of a model have one caller at a time
+        self._doses = {} if settings.dose is None else {settings.condition.alpha: settings.dose}
 
     def complete(self, prompts: Sequence[str], options: Options = Options()) -> list[str]:
         """Continues each prompt; the prompt itself is not part of the answer.
@@ -147,6 +151,8 @@ class SteeredModel:
                     f"prompt {i} has {len(ids)} tokens; with {n_steps} new ones it does not fit the model's context of "
                     f"{self.loaded.context}: shorten it or max_new_tokens"
                 )
+        if condition.alpha_unit == "kl":
+            condition = at_dose(condition, self._dose(condition))
         patch = make_patch(condition, self._vector, self._basis, self.settings.residual_norm, n_steps)
         rows: dict[Cell, Row] = {}
         cells = _cells(condition, prompts, sampled=temperature > 0)
@@ -160,6 +166,16 @@ class SteeredModel:
             if done[cell].failure is not None:
                 raise UserError(f"prompt {i} has no text: {done[cell].failure}")
         return [done[cell].completion for cell in cells]
+
+
+    def _dose(self, condition: Condition) -> float:
+        """What does the damage that alpha says, found once for each alpha."""
+        patch = make_patch(at_dose(condition, 1.0), self._vector, self._basis, self.settings.residual_norm, 1)
+        with self._lock:
+            if condition.alpha not in self._doses:
+                meter = budget_meter(self.loaded, self._stack, [patch.boundary], self.settings.generation.prepend_bos)
+                self._doses[condition.alpha] = float(find_strengths(meter, [patch], [float(condition.alpha or 0)]).alpha[0])
+            return self._doses[condition.alpha]
 
 
 def _check_texts(prompts: Sequence[str]) -> None:

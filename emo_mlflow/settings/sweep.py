@@ -43,7 +43,8 @@ class SweepFields:
     layers: Any
     alphas: tuple[float, ...] = parameter(each(number), "1.0", "Strengths, such as 1.0 or -2,-1,0.5.", "how much")
     alpha_unit: AlphaUnit = parameter(
-        choice("vector", "residual"), "vector", "Unit of alpha: the direction (vector), or the layer's mean norm (residual).", "how much",
+        choice(*get_args(AlphaUnit)), "vector",
+        "Unit of alpha: the direction (vector), the layer's mean norm (residual), or damage to neutral text (kl).", "how much",
         of_child=True, apart=3,
     )
     alpha_schedule: str = parameter(

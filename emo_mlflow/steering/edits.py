@@ -7,7 +7,7 @@ position P + t from a forward pass over positions 0..P+t-1, in which the residua
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -74,6 +74,11 @@ class HeadPatch:
 Intervention = Patch | HeadPatch
 
 
+def at_dose(condition: Condition, dose: float) -> Condition:
+    """A condition whose alpha is a budget of damage, with the multiple of the direction that does this damage in its stead."""
+    return replace(condition, alpha=dose, alpha_unit="vector")
+
+
 def make_patch(
     condition: Condition, vector: FloatArray, basis: FloatArray | None, residual_norm: float, n_steps: int
 ) -> Patch:
@@ -81,7 +86,7 @@ def make_patch(
 
     A vector v counts as the subspace of its unit vector u with the coordinate |v|. With an orthonormal basis B and the coordinates
     c = B'v, what is injected is B c; under `alpha_unit=residual`, it is rescaled to the typical norm of the residual stream at that
-    layer. What is done with it is the operation's (steering.operations).
+    layer. What is done with it is the operation's (steering.operations). A condition with `alpha_unit=kl` goes through `at_dose` first.
 
     Args:
         vector: float32 [d_model].
@@ -91,7 +96,7 @@ def make_patch(
     Raises:
         UserError: if the vector is zero or not finite, or the operation is one of a later version.
     """
-    assert condition.layer is not None and condition.alpha is not None
+    assert condition.layer is not None and condition.alpha is not None and condition.alpha_unit != "kl"
     where = f"the direction of {condition.emotion!r} at layer {condition.layer}"
     wide = vector.astype(np.float64)
     frame = None if basis is None else basis.astype(np.float64)

@@ -7,16 +7,23 @@ directions that are exchangeable before the rule are exchangeable after it.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from emo_mlflow.errors import UserError
+from emo_mlflow.models.blocks import BlockStack
+from emo_mlflow.models.loading import LoadedModel
+from emo_mlflow.models.tokens import encode
+from emo_mlflow.prompts.passages import neutral_passages
 from emo_mlflow.steering.damage import DamageMeter
 from emo_mlflow.steering.edits import Patch
+from emo_mlflow.types import Tokens
 
+N_PASSAGES = 8  # neutral texts on which a budget is met
+PASSAGE_TOKENS = 24  # of each, so that a direction costs about as much to measure as its first texts
 TOLERANCE = 0.01  # of the budget
 DIGITS = 4  # of a strength, so that it does not hang on a machine's last bits
 FIRST_GUESS, ITS_BUDGET = 0.15, 0.2  # an edit of this length, in norms of the clean stream, does about this damage
@@ -83,32 +90,50 @@ class _Search:
         self.alpha = _rounded(math.exp(moved))
 
 
+def passage_tokens(loaded: LoadedModel, prepend_bos: bool) -> list[Tokens]:
+    """The built-in neutral passages as token ids, cut to one length, so that nothing is padded."""
+    return [tokens[:PASSAGE_TOKENS] for tokens in encode(loaded, neutral_passages(), prepend_bos)]
+
+
+def budget_meter(loaded: LoadedModel, stack: BlockStack, boundaries: Collection[int], prepend_bos: bool) -> DamageMeter:
+    """What budgets are met on, in a sweep, in a study and in a served model alike."""
+    return DamageMeter(stack, passage_tokens(loaded, prepend_bos)[:N_PASSAGES], sorted(boundaries))
+
+
 def find_strengths(meter: DamageMeter, patches: Sequence[Patch], budgets: Sequence[float]) -> Strengths:
     """The factor of each patch at which its mean KL per token is its budget.
 
     Args:
-        patches: their alphas are left out of account.
-        budgets: in nats per token, above 0.
+        patches: their alphas are left out of account; each adds something.
+        budgets: in nats per token. A negative one is met by the opposite direction, and 0 by none.
 
     Raises:
         UserError: naming the boundary, if a patch does less or more damage than its budget whatever its strength.
     """
+    found, kl = np.zeros(len(patches)), np.zeros(len(patches))
+    wanted = [i for i, budget in enumerate(budgets) if budget]
+    turned = [patches[i] if budgets[i] > 0 else replace(patches[i], shift=-patches[i].shift) for i in wanted]
+    searches = _search(meter, turned, [abs(budgets[i]) for i in wanted]) if wanted else []
+    for i, search in zip(wanted, searches, strict=True):
+        if abs(search.kl - search.budget) > TOLERANCE * search.budget:
+            raise UserError(
+                f"no strength of the direction after {patches[i].boundary} blocks does a damage of {search.budget:g} nats per token "
+                f"(the last one tried does {search.kl:.3g}): choose another budget or layer"
+            )
+        found[i], kl[i] = math.copysign(search.found, budgets[i]), search.kl
+    return Strengths(found, kl)
+
+
+def _search(meter: DamageMeter, patches: Sequence[Patch], budgets: Sequence[float]) -> list[_Search]:
+    """From a guess to where a part of the texts meets the budgets, and from there to where all do."""
     norms = [meter.norms[patch.boundary] / float(np.linalg.norm(patch.shift)) for patch in patches]
     guesses = [norm * FIRST_GUESS * math.sqrt(budget / ITS_BUDGET) for norm, budget in zip(norms, budgets, strict=True)]
-    searches = [
-        _Search(_rounded(guess), norm, budget) for guess, norm, budget in zip(guesses, norms, budgets, strict=True)
-    ]
+    searches = [_Search(_rounded(guess), norm, budget) for guess, norm, budget in zip(guesses, norms, budgets, strict=True)]
     if meter.n_batches > 1:
         _converge(meter, patches, searches, ROUGHLY, batches=1)
         searches = [_Search(search.found, search.norm, search.budget, search.slope) for search in searches]
     _converge(meter, patches, searches, TOLERANCE, batches=None)
-    for patch, search in zip(patches, searches, strict=True):
-        if abs(search.kl - search.budget) > TOLERANCE * search.budget:
-            raise UserError(
-                f"no strength of the direction at boundary {patch.boundary} does a damage of {search.budget:g} nats per token "
-                f"(the last one tried does {search.kl:.3g}): choose another budget or layer"
-            )
-    return Strengths(np.array([search.found for search in searches]), np.array([search.kl for search in searches]))
+    return searches
 
 
 def _rounded(alpha: float) -> float:

@@ -9,7 +9,7 @@ import numpy as np
 
 from emo_mlflow.directions.controls import draw_control
 from emo_mlflow.steering.damage import DamageMeter
-from emo_mlflow.steering.edits import Patch, make_patch
+from emo_mlflow.steering.edits import Patch, at_dose, make_patch
 from emo_mlflow.steering.strength import find_strengths
 from emo_mlflow.study.protocol import BASELINE, Arm, Design
 from emo_mlflow.types import Condition, Direction, FloatArray
@@ -94,6 +94,8 @@ class Arms:
     def _unscaled(self, arm: Arm, condition: Condition) -> Patch:
         vector, basis = self._vector(arm, condition)
         assert condition.layer is not None
+        if condition.alpha_unit == "kl":
+            condition = at_dose(condition, 1.0)
         return make_patch(condition, vector, basis, float(self.sources.residual_norms[condition.layer]), self.design.sequence_length)
 
     def _vector(self, arm: Arm, condition: Condition) -> tuple[FloatArray, FloatArray | None]:

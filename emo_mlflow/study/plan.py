@@ -26,7 +26,7 @@ from emo_mlflow.scoring.targets import target_metric
 from emo_mlflow.settings.direction_choice import parse_direction
 from emo_mlflow.settings.study import StudySettings, check_emotions, value_of
 from emo_mlflow.statistics.sequential import Looks
-from emo_mlflow.steering.damage import DamageMeter
+from emo_mlflow.steering.strength import budget_meter, passage_tokens
 from emo_mlflow.study.arms import Arms, Sources
 from emo_mlflow.study.items import Question, load_items
 from emo_mlflow.study.protocol import (
@@ -43,8 +43,6 @@ from emo_mlflow.types import Prompt, Tokens
 
 FEWEST = 6
 FIRST_LOOK = 10  # prompts after which a clear difference from one random direction decides
-N_PASSAGES = 8  # neutral texts on which a budget of damage is met
-PASSAGE_TOKENS = 24  # of each, so that a direction costs about as much to measure as its first texts
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,7 +110,6 @@ def lay_out(inputs: StudyInputs) -> StudyPlan:
     stack = BlockStack(loaded.model)
     second = tuple(Prompt(row["text"], "neutral", "test") for row in _rows("second_prompts.jsonl"))
     tokens = _tokens(loaded, [*prompts.test, *second], settings)
-    passages = [tokens[:PASSAGE_TOKENS] for tokens in encode(loaded, [row["text"] for row in _rows("neutral_passages.jsonl")], settings.prepend_bos)]
     texts = encode(loaded, [prompt.text for prompt in prompts.fit], settings.prepend_bos)
     means, norms = text_means(stack, texts, settings.site, fingerprint=loaded.fingerprint)
     labels = [prompt.emotion for prompt in prompts.fit]
@@ -136,7 +133,8 @@ def lay_out(inputs: StudyInputs) -> StudyPlan:
         seed=settings.seed,
     )
     boundaries = {layer + (settings.site == "resid_post") for place in places for layer in place.layers}
-    meter = DamageMeter(stack, passages[:N_PASSAGES], sorted(boundaries))
+    meter = budget_meter(loaded, stack, boundaries, settings.prepend_bos)
+    passages = passage_tokens(loaded, settings.prepend_bos)
     return StudyPlan(inputs, loaded, stack, design, Arms(design, sources, meter), tokens, second, passages)
 
 

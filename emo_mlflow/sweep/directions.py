@@ -15,6 +15,7 @@ from emo_mlflow.models.blocks import BlockStack
 from emo_mlflow.models.loading import LoadedModel
 from emo_mlflow.prompts.selection import PromptSet
 from emo_mlflow.settings.sweep import SweepConfig
+from emo_mlflow.sweep.budgets import find_doses
 from emo_mlflow.sweep.swept import SweptDirections
 from emo_mlflow.types import Condition, Fit, Tokens
 
@@ -31,7 +32,7 @@ def over_directions(
         file: where directions are taken from, instead of being fitted.
 
     Raises:
-        UserError: for directions of another model, or more conditions than can be listed.
+        UserError: for directions of another model, more conditions than can be listed, or a budget of damage that cannot be met.
     """
     if file is None:
         fit = fit_directions(
@@ -39,7 +40,9 @@ def over_directions(
         )
     else:
         fit = _read(file, config, loaded, stack, texts)
-    return SweptDirections(fit), make_conditions(config)
+    conditions = make_conditions(config)
+    doses = find_doses(conditions, fit, config, loaded, stack) if config.alpha_unit == "kl" else {}
+    return SweptDirections(fit, doses), conditions
 
 
 def make_conditions(config: SweepConfig) -> tuple[Condition, ...]:

@@ -8,10 +8,10 @@ from functools import cached_property, singledispatch
 
 from emo_mlflow.directions.controls import random_control
 from emo_mlflow.settings.sweep import SweepConfig
-from emo_mlflow.steering.edits import HeadPatch, Intervention, make_patch
+from emo_mlflow.steering.edits import HeadPatch, Intervention, Patch, at_dose, make_patch
 from emo_mlflow.steering.packing import Row
 from emo_mlflow.sweep.swept import Swept, SweptDirections, SweptHeads
-from emo_mlflow.types import Cell, Condition, Tokens, digest
+from emo_mlflow.types import Cell, Condition, Fit, Tokens, digest
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +64,16 @@ class Grid:
         return self._patches[condition_id]
 
 
+def direction_patch(fit: Fit, condition: Condition, n_steps: int) -> Patch:
+    """What a condition of a direction, or of a random control for it, does."""
+    emotion, layer = condition.place
+    direction = fit.directions[emotion]
+    vector, basis = direction.vectors[layer], None if direction.basis is None else direction.basis[layer]
+    if condition.draw is not None and condition.seed is not None:
+        vector, basis = random_control(vector, basis, seed=condition.seed, emotion=emotion, layer=layer, draw=condition.draw)
+    return make_patch(condition, vector, basis, float(fit.residual_norms[layer]), n_steps)
+
+
 @singledispatch
 def intervention(swept: Swept, condition: Condition, config: SweepConfig) -> Intervention:
     """A condition other than the baseline, made ready for the engine."""
@@ -72,12 +82,9 @@ def intervention(swept: Swept, condition: Condition, config: SweepConfig) -> Int
 
 @intervention.register
 def _(swept: SweptDirections, condition: Condition, config: SweepConfig) -> Intervention:
-    emotion, layer = condition.place
-    direction = swept.fit.directions[emotion]
-    vector, basis = direction.vectors[layer], None if direction.basis is None else direction.basis[layer]
-    if condition.draw is not None:
-        vector, basis = random_control(vector, basis, seed=config.seed, emotion=emotion, layer=layer, draw=condition.draw)
-    return make_patch(condition, vector, basis, float(swept.fit.residual_norms[layer]), config.sequence_length)
+    if condition.alpha_unit == "kl":
+        condition = at_dose(condition, swept.doses[condition.condition_id])
+    return direction_patch(swept.fit, condition, config.sequence_length)
 
 
 @intervention.register

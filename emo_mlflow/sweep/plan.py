@@ -24,6 +24,7 @@ from emo_mlflow.scoring.protocol import Scorers
 from emo_mlflow.settings.sweep import HeadConfig, SweepConfig, SweepSettings
 from emo_mlflow.steering.engine import Engine
 from emo_mlflow.steering.operations import HEAD_REPLACEMENTS
+from emo_mlflow.sweep.budgets import check_budgets
 from emo_mlflow.sweep.directions import over_directions
 from emo_mlflow.sweep.grid import Grid
 from emo_mlflow.sweep.heads import over_heads
@@ -69,6 +70,7 @@ def prepare(settings: SweepSettings, directions_file: Path | None = None) -> Inp
         emotions = tuple(known.get(same_name(name), name) for name in settings.emotions or known.values())
     if _continues_own_texts(settings.operation):
         prompts = emotions_to_continue(prompts, settings.max_samples, settings.seed)
+    check_budgets(settings)
     scorers = load_scorers(settings.scorers)
     check(spec, device, getattr(torch, settings.dtype))
     return Inputs(settings, emotions, prompts, scorers, spec, device, directions_file)

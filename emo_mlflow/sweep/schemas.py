@@ -28,13 +28,14 @@ CONDITIONS = Declared(
         column("patch_window", WHOLE, "W of scope `window`", "tokens"),
         column("site", TEXT, "`resid_pre`, before the block, or `resid_post`, after it"),
         column("operation", TEXT, "what is done to the residual stream, or to the head"),
-        column("alpha_unit", TEXT, "`vector`, the direction's own length, or `residual`, the layer's mean norm"),
+        column("alpha_unit", TEXT, "`vector`, the direction's length; `residual`, the layer's mean norm; or `kl`, nats per token of damage"),
         column("alpha_schedule", TEXT, "how alpha changes over new tokens"),
         column("seed", WHOLE, "what a control was drawn from"),
+        column("dose", NUMBER, "what the direction is multiplied by to do a damage of alpha, under alpha_unit `kl`", "the direction"),
         column("n_patched", WHOLE, "how many positions were changed, over all cells of the condition", "positions"),
     ),
     key=("condition_id",),
-    later=("head", "site", "operation", "alpha_unit", "alpha_schedule", "seed"),
+    later=("head", "site", "operation", "alpha_unit", "alpha_schedule", "seed", "dose"),
 )
 COMPLETIONS = Declared(
     "a cell (a condition, a prompt and a sample)",

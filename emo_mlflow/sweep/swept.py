@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,10 @@ class Swept(ABC):
     def facts(self) -> dict[str, Any]:
         """What was found rather than chosen, for config.json."""
 
+    def dose(self, condition_id: str) -> float | None:
+        """What the condition's direction is multiplied by, where alpha says something else."""
+        return None
+
     @abstractmethod
     def save(self, folder: Path, metadata: Mapping[str, str]) -> None:
         """Writes it into the artifacts of a sweep."""
@@ -34,9 +38,18 @@ class Swept(ABC):
 
 @dataclass(frozen=True, eq=False)
 class SweptDirections(Swept):
-    """Directions, and the residual norms at their site."""
+    """Directions, and the residual norms at their site.
+
+    Attributes:
+        doses: by condition id, the multiple of its direction that does the damage which alpha says; of `alpha_unit=kl` only.
+    """
 
     fit: Fit
+    doses: Mapping[str, float] = field(default_factory=dict)
+
+    def dose(self, condition_id: str) -> float | None:
+        """Of a condition whose alpha is a budget of damage."""
+        return self.doses.get(condition_id)
 
     def facts(self) -> dict[str, Any]:
         """Residual norms and, of directions that were fitted, how well they tell texts apart."""

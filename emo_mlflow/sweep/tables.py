@@ -66,21 +66,25 @@ def prompt_table(prompts: Sequence[Prompt]) -> pd.DataFrame:
     return pd.DataFrame([[getattr(prompt, name) for name in PROMPTS.names] for prompt in prompts], columns=PROMPTS.names)
 
 
-def condition_rows(conditions: Sequence[Condition]) -> pd.DataFrame:
-    """CONDITIONS but for n_patched, in the sweep's order."""
+def condition_rows(conditions: Sequence[Condition], swept: Swept | None = None) -> pd.DataFrame:
+    """CONDITIONS but for n_patched, in the sweep's order; without what is swept, without doses."""
     fields = CONDITIONS.columns[:-1]
-    rows = [[getattr(condition, item.name) for item in fields] for condition in conditions]
+    doses = [None if swept is None else swept.dose(condition.condition_id) for condition in conditions]
+    rows = [
+        [dose if item.name == "dose" else getattr(condition, item.name) for item in fields]
+        for condition, dose in zip(conditions, doses, strict=True)
+    ]
     table = pd.DataFrame(rows, columns=[item.name for item in fields])
     table = table.astype({item.name: PANDAS[item.type] for item in fields if item.type != TEXT})
     table.loc[table["kind"] == "baseline", ["scope", "site", "operation", "alpha_unit", "alpha_schedule"]] = None
     return table
 
 
-def condition_table(conditions: Sequence[Condition], completions: pa.Table) -> pd.DataFrame:
+def condition_table(conditions: Sequence[Condition], completions: pa.Table, swept: Swept) -> pd.DataFrame:
     """CONDITIONS, in the sweep's order."""
     sums = completions.group_by("condition_id").aggregate([("n_patched", "sum")]).to_pydict()
     patched = dict(zip(sums["condition_id"], sums["n_patched_sum"], strict=True))
-    return condition_rows(conditions).assign(n_patched=[patched.get(condition.condition_id, 0) for condition in conditions])
+    return condition_rows(conditions, swept).assign(n_patched=[patched.get(condition.condition_id, 0) for condition in conditions])
 
 
 def completion_table(completions: pa.Table) -> pd.DataFrame:
@@ -122,7 +126,7 @@ def assemble(
     metrics: Mapping[str, float],
 ) -> SweepResult:
     """The result of a sweep: its tables, in an order that does not depend on how the work was cut."""
-    table = condition_table(conditions, completions)
+    table = condition_table(conditions, completions, swept)
     scores = in_order(scores, conditions, prompts.test)
     texts = one_likelihood(in_order(completion_table(completions), conditions, prompts.test))
     fluency = texts.loc[texts["failure"].isna(), list(FLUENCY)].rename(columns=FLUENCY).astype(np.float32)

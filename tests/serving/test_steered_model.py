@@ -261,6 +261,7 @@ def test_a_sweep_that_is_not_finished_is_refused(place):
         {"scope": "generated", "min_new_tokens": "0", "prepend_bos": "false", "alpha_schedule": "exponential:3"},
         {"direction": "subspace:2", "operation": "clamp", "alphas": "2"},
         {"operation": "add_keep_norm", "alphas": "3", "alpha_schedule": "linear"},
+        {"alpha_unit": "kl", "alphas": "-0.1", "scope": "generated"},
     ],
 )  # fmt: skip
 def test_every_setting_of_the_sweep_is_kept(place, tmp_path, given):

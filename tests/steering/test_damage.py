@@ -136,5 +136,5 @@ def test_budgets_out_of_reach_are_refused():
     with pytest.raises(UserError, match="1e\\+06 nats per token"):
         find_strengths(meter, [patch_of(rng.normal(size=D_MODEL), 1)], [1e6])
     basis = np.linalg.qr(rng.normal(size=(D_MODEL, 20)))[0].T.astype(np.float32)
-    with pytest.raises(UserError, match="boundary 1"):
+    with pytest.raises(UserError, match="after 1 blocks"):
         find_strengths(meter, [patch_of(rng.normal(size=20) @ basis, 1, removed=basis)], [1e-4])
