@@ -19,7 +19,7 @@ from emo_mlflow.models import embedded as embedded_model
 from emo_mlflow.models.folder import check_depth, read_config, why_no_tokenizer
 from emo_mlflow.models.hub import check_hub, hub_folder
 from emo_mlflow.models.names import CHOICES, ModelSpec
-from emo_mlflow.models.special_tokens import document_start_id, end_ids
+from emo_mlflow.models.special_tokens import absent_ids, document_start_id, end_ids
 from emo_mlflow.models.weights import count_parameters, read_headers, weights_digest
 from emo_mlflow.types import digest
 
@@ -41,6 +41,7 @@ class LoadedModel:
         tokenizer: call it with add_special_tokens=False; the engine itself puts `document_start_id` in front.
         document_start_id: the token that precedes a document in the model's training texts.
         eos_ids: every token that ends a text; also the document-start token, since who writes it begins another text.
+        absent_ids: rows of the vocabulary that are no token of the tokenizer, such as those that pad it to a round number.
         fingerprint: identifies the configuration and the weights, equal on every machine (see `weights_digest`).
         context: the most tokens that a text may have.
     """
@@ -50,6 +51,7 @@ class LoadedModel:
     tokenizer: PreTrainedTokenizerBase
     document_start_id: int
     eos_ids: tuple[int, ...]
+    absent_ids: tuple[int, ...]
     fingerprint: str
     n_layers: int
     d_model: int
@@ -109,6 +111,7 @@ def load(spec: ModelSpec, device: torch.device, dtype: torch.dtype) -> LoadedMod
         tokenizer=tokenizer,
         document_start_id=start,
         eos_ids=end_ids(model, tokenizer, start),
+        absent_ids=absent_ids(tokenizer, text_config.vocab_size),
         fingerprint=digest([{k: v for k, v in config.items() if k not in INCIDENTAL}, weights_digest(tensors)]),
         n_layers=text_config.num_hidden_layers,
         d_model=text_config.hidden_size,

@@ -29,6 +29,11 @@ def document_start_id(tokenizer: PreTrainedTokenizerBase) -> int:
     )
 
 
+def absent_ids(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> tuple[int, ...]:
+    """The numbers below `vocab_size` that stand for no token."""
+    return tuple(sorted(set(range(vocab_size)).difference(tokenizer.get_vocab().values())))
+
+
 def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, start: int) -> tuple[int, ...]:
     """Every token that ends a text, the document-start token `start` among them: who writes it begins another text.
 

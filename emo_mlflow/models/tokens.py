@@ -2,22 +2,60 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 
+from transformers import PreTrainedTokenizerBase
+
+from emo_mlflow.common.names import shown
 from emo_mlflow.models.loading import LoadedModel
 from emo_mlflow.types import Tokens
 
 
 def text_decoder(loaded: LoadedModel) -> Callable[[list[list[int]]], list[str]]:
-    """Token ids of new tokens to texts, without special tokens."""
+    """Token ids of new tokens to texts that continue a prompt, without special tokens: prompt + text is the whole text.
+
+    Some decoders (Llama 2, Mistral) take a space from the start of what they are given. So new tokens are decoded behind a word, which is
+    cut off again.
+    """
+    word = _first_word(loaded.tokenizer)
+    before = _decode(loaded.tokenizer, [word])[0]
 
     def decode(batch: list[list[int]]) -> list[str]:
-        texts = loaded.tokenizer.batch_decode(batch, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return list(texts)
+        texts = _decode(loaded.tokenizer, [[*word, *ids] for ids in batch])
+        alone = _decode(loaded.tokenizer, batch) if any(not text.startswith(before) for text in texts) else texts
+        return [text[len(before) :] if text.startswith(before) else own for text, own in zip(texts, alone, strict=True)]
 
     return decode
 
+
+def _decode(tokenizer: PreTrainedTokenizerBase, batch: list[list[int]]) -> list[str]:
+    return list(tokenizer.batch_decode(batch, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+
+def _first_word(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """A token that is letters alone, of whole characters; none if the vocabulary has none."""
+    return next(([i] for i in sorted(tokenizer.get_vocab().values()) if _decode(tokenizer, [[i]])[0].isalpha()), [])
+
+
 def encode(loaded: LoadedModel, texts: Sequence[str], prepend_bos: bool) -> list[Tokens]:
-    """Token ids of each text, with the document-start token in front if asked for."""
+    """Token ids of each text, with the document-start token in front if asked for, unless the text itself begins with it.
+
+    Control tokens that are written in a text are read as such, and a warning says so.
+    """
     start = (loaded.document_start_id,) if prepend_bos else ()
-    return [(*start, *loaded.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts]
+    found = [tuple(loaded.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts]
+    _say_control_tokens(loaded.tokenizer, found)
+    return [ids if ids[:1] == start else (*start, *ids) for ids in found]
+
+
+def _say_control_tokens(tokenizer: PreTrainedTokenizerBase, found: Sequence[Tokens]) -> None:
+    control = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special} | set(tokenizer.all_special_ids)
+    control.discard(tokenizer.unk_token_id)
+    if holding := [ids for ids in found if control.intersection(ids)]:
+        names = sorted({str(tokenizer.convert_ids_to_tokens(i)) for ids in holding for i in control.intersection(ids)})
+        warnings.warn(
+            f"{len(holding)} of {len(found)} texts hold control tokens of this model, {', '.join(map(shown, names[:4]))}: they are read as such and "
+            "not as characters, as a rendered chat prompt means it; take them out where they are part of what somebody wrote",
+            stacklevel=3,
+        )

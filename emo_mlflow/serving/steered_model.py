@@ -158,7 +158,7 @@ class SteeredModel:
         cells = _cells(condition, prompts, sampled=temperature > 0)
         for cell, ids in zip(cells, tokens, strict=True):
             rows[cell] = Row(cell, ids, patch, noise_seed(seed, cell.prompt_id, cell.sample))
-        decoding = Decoding(n_steps, min(generation.min_new_tokens, n_steps), temperature, self.loaded.eos_ids)
+        decoding = Decoding(n_steps, min(generation.min_new_tokens, n_steps), temperature, self.loaded.eos_ids, self.loaded.absent_ids)
         engine = Engine(self._stack, decoding, text_decoder(self.loaded))
         with self._lock:
             done = {item.cell: item for pack in engine.generate(list(rows.values())) for item in pack}

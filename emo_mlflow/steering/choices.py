@@ -60,9 +60,16 @@ class ChoiceScores:
 
 
 def encode_item(loaded: LoadedModel, question: str, choices: Sequence[str], prepend_bos: bool) -> Item:
-    """The item's token ids, question and choices as `QUESTION` and `CHOICE` word them."""
-    (asked,) = encode(loaded, [QUESTION.format(question)], prepend_bos)
-    return Item(asked, tuple(encode(loaded, [CHOICE.format(choice) for choice in choices], prepend_bos=False)))
+    """The item's token ids, question and choices as `QUESTION` and `CHOICE` word them.
+
+    A choice's tokens are those that it has behind the question: alone, some tokenizers put another space in front of it.
+    """
+    text, worded = QUESTION.format(question), [CHOICE.format(choice) for choice in choices]
+    (asked,) = encode(loaded, [text], prepend_bos)
+    alone = encode(loaded, worded, prepend_bos=False)
+    together = encode(loaded, [text + choice for choice in worded], prepend_bos)
+    behind = zip(together, alone, strict=True)
+    return Item(asked, tuple(whole[len(asked) :] if whole[: len(asked)] == asked else own for whole, own in behind))
 
 
 @dataclass(frozen=True, eq=False)

@@ -40,12 +40,14 @@ class Decoding:
         min_new_tokens: end-of-sequence tokens are not chosen at earlier steps.
         temperature: 0 for greedy decoding.
         eos_ids: the tokens that end a text.
+        absent_ids: numbers that stand for no token, which are never chosen.
     """
 
     n_steps: int
     min_new_tokens: int
     temperature: float
     eos_ids: tuple[int, ...]
+    absent_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,7 @@ class PackDecoder:
         n_rows, n_steps, device = len(self.rows), decoding.n_steps, stack.device
         self.layout = Layout(Prefill(stack, prompts, all_positions=self.scope == "all"), prompts, n_steps, device)
         self.eos = torch.tensor(decoding.eos_ids, dtype=torch.long, device=device)
+        self.absent = torch.tensor(decoding.absent_ids, dtype=torch.long, device=device)
         self.tokens = torch.zeros((n_rows, n_steps), dtype=torch.long, device=device)
         self.overflow = torch.full((n_rows,), -1, dtype=torch.long, device=device)
         self.ended = torch.zeros(n_rows, dtype=torch.bool, device=device)
@@ -209,6 +212,8 @@ class PackDecoder:
 
     def _choose(self, step: int, logits: Tensor) -> None:
         """Writes the token of step `step` for every row; logits float32 [rows, vocabulary]."""
+        if len(self.absent):
+            logits.index_fill_(1, self.absent, -torch.inf)
         if step < self.decoding.min_new_tokens:
             logits.index_fill_(1, self.eos, -torch.inf)
         if self.decoding.temperature > 0:

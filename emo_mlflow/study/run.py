@@ -36,7 +36,7 @@ WriteRows = Callable[[Sequence[Row]], Iterator[Sequence[Completion]]]
 def decoding_of(plan: StudyPlan) -> Decoding:
     """How its texts are written: all of one length."""
     design = plan.design
-    return Decoding(design.sequence_length, design.sequence_length, design.temperature, plan.loaded.eos_ids)
+    return Decoding(design.sequence_length, design.sequence_length, design.temperature, plan.loaded.eos_ids, plan.loaded.absent_ids)
 
 
 def engine_of(plan: StudyPlan) -> Engine:

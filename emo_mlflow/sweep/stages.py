@@ -31,7 +31,7 @@ COMPLETION = pa.schema([*CELL, *(COMPLETIONS.field(name) or CONDITIONS.field(nam
 
 def make_engine(config: SweepConfig, loaded: LoadedModel, stack: BlockStack) -> Engine:
     """The engine, set up for a sweep's settings."""
-    decoding = Decoding(config.sequence_length, config.min_new_tokens, config.temperature, loaded.eos_ids)
+    decoding = Decoding(config.sequence_length, config.min_new_tokens, config.temperature, loaded.eos_ids, loaded.absent_ids)
     return Engine(stack, decoding, text_decoder(loaded), config.batch_size)
 
 

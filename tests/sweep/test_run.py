@@ -97,7 +97,17 @@ def test_what_cannot_work_is_refused_before_anything_is_generated(place, tmp_pat
 def test_a_prompt_without_tokens_is_refused(place):
     """The text of a data set is never empty, but a tokenizer may leave nothing of it."""
     plan = plan_of(place, prepend_bos="false")
-    nothing = replace(plan.loaded, tokenizer=lambda text, **options: {"input_ids": []})
+    whole = plan.loaded.tokenizer
+
+    class Nothing:
+        """A tokenizer that drops every text."""
+
+        added_tokens_decoder, all_special_ids, unk_token_id = whole.added_tokens_decoder, whole.all_special_ids, None
+
+        def __call__(self, text: str, **options: object) -> dict[str, list[int]]:
+            return {"input_ids": []}
+
+    nothing = replace(plan.loaded, tokenizer=Nothing())
     with pytest.raises(UserError, match="has no tokens"):
         encode_prompts(nothing, plan.inputs.prompts.test, plan.config)
 
