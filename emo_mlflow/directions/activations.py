@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -16,6 +16,7 @@ from emo_mlflow.models.blocks import BlockStack
 from emo_mlflow.types import Aggregation, FloatArray, Site, Tokens
 
 BATCH = 64
+TOKENS_PER_DIMENSION = 4  # of the stream, for its covariance
 
 
 def batches(texts: Sequence[Tokens]) -> Iterator[list[int]]:
@@ -119,3 +120,26 @@ def token_states(
                 chosen = torch.tensor(positions[i], dtype=torch.long, device=own.device) - 1
                 states[starts[i] : starts[i + 1], layer] = own[row, chosen].cpu().numpy()
     return states
+
+
+@torch.inference_mode()
+def deviations(stack: BlockStack, texts: Sequence[Tokens], site: Site, layers: Collection[int]) -> dict[int, FloatArray]:
+    """By layer, by how much the stream at single tokens differs from its mean over them, float32 [n_tokens, d_model].
+
+    Of texts that are spread evenly over all, and have about four times as many tokens as the stream is wide. The first position of each is left out.
+
+    Args:
+        texts: token ids, the document-start token first.
+    """
+    total = sum(len(tokens) - 1 for tokens in texts)
+    some = texts[:: max(1, total // (TOKENS_PER_DIMENSION * stack.d_model))]
+    found: dict[int, list[FloatArray]] = {layer: [] for layer in sorted(layers)}
+    for members in batches(some):
+        tokens = torch.tensor([some[i] for i in members], dtype=torch.long, device=stack.device)
+        for layer, own in enumerate(own_streams(stack, tokens, site)):
+            if layer in found:
+                found[layer].append(own.flatten(0, 1).cpu().numpy())
+            if layer == max(found):
+                break
+    rows = {layer: np.concatenate(parts) for layer, parts in found.items()}
+    return {layer: (part - part.mean(axis=0, dtype=np.float64)).astype(np.float32) for layer, part in rows.items()}

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from emo_mlflow.directions.fitting import injected
+from emo_mlflow.directions.readouts import contrasts
 from emo_mlflow.errors import UserError
 from emo_mlflow.types import Control, FloatArray, digest
 
@@ -35,48 +37,57 @@ def random_control(
     return (coordinates @ drawn).astype(np.float32), drawn.astype(np.float32)
 
 
-def draw_control(
-    kind: Control,
-    values: FloatArray,
-    labels: Sequence[str],
-    reference: str | None,
-    *,
-    emotion: str | None,
-    seed: int,
-    draw: int,
-) -> FloatArray:
-    """A random direction of a kind, float32 [d_model]; its norm means nothing. One draw is one choice through all layers.
+def isotropic_control(d_model: int, *, seed: int, draw: int) -> FloatArray:
+    """A uniform direction, float32 [d_model], the same at every layer; its norm means nothing."""
+    return np.asarray(_generator("isotropic", seed, draw).standard_normal(d_model), np.float32)
 
-    `isotropic`: uniform. `covariance`: a random combination of the texts' deviations from their emotion's mean, so it varies as the
-    stream does. `shuffled`: the mean difference after the labels of the emotion's and the reference's texts were shuffled.
+
+def covariance_control(states: FloatArray, *, seed: int, draw: int) -> FloatArray:
+    """A direction drawn with the covariance of the stream, float32 [d_model]; its norm means nothing.
+
+    It is a combination of the tokens' deviations from their mean with normal weights, which are the same at every layer: one draw
+    is one choice through all layers.
 
     Args:
+        states: float32 [n_tokens, d_model], deviations of the stream at one layer from their mean.
+    """
+    weights = _generator("covariance", seed, draw).standard_normal(len(states))
+    return np.asarray(weights @ states.astype(np.float64), np.float32)
+
+
+def shuffled_control(
+    choice: str, values: FloatArray, labels: Sequence[str], reference: str | None, *, emotion: str, seed: int, draw: int
+) -> FloatArray:
+    """What fitting gives if the labels of an emotion's texts and of the reference's are shuffled, float32 [d_model].
+
+    It is fitted as the emotion's own direction is. So if the labels said nothing, the two would be exchangeable.
+
+    Args:
+        choice: as in `fitting.choose_direction`.
         values: float32 [n_texts, d_model], of one layer.
-        emotion: for `shuffled`.
+    """
+    used, positive = next((used, positive) for name, used, positive in contrasts(labels, reference) if name == emotion)
+    shuffled = _generator("shuffled", seed, draw, emotion).permutation(positive)
+    return injected(choice, values[used].astype(np.float64), shuffled).astype(np.float32)
+
+
+def check_controls(controls: Sequence[Control], labels: Sequence[str], reference: str | None) -> None:
+    """Refuses controls that cannot be drawn from so few texts.
 
     Raises:
-        UserError: if there are too few texts.
+        UserError: naming the control, and how many texts are missing.
     """
-    names = np.array(labels)
-    if kind == "isotropic":
-        return np.asarray(_generator(kind, seed, draw).standard_normal(values.shape[1]), np.float32)
-    if kind == "covariance":
-        centred = values.astype(np.float64)
-        for name in dict.fromkeys(labels):
-            centred[names == name] -= centred[names == name].mean(axis=0)
-        if len(centred) < FEWEST_TEXTS:
-            raise UserError(f"controls=covariance needs {FEWEST_TEXTS} texts to fit on, and there are {len(centred)}: leave it out, or give more")
-        return np.asarray(_generator(kind, seed, draw).standard_normal(len(centred)) @ centred, np.float32)
-    used = np.flatnonzero((names == emotion) | (names == reference)) if reference else np.arange(len(names))
-    positive = names[used] == emotion
-    if len(used) < FEWEST_TEXTS:
+    for emotion, used, _ in contrasts(labels, reference):
+        if "shuffled" in controls and len(used) < FEWEST_TEXTS:
+            raise UserError(
+                f"controls=shuffled needs {FEWEST_TEXTS} texts of {emotion} and {reference or 'the other emotions'} to fit on, and there are "
+                f"{len(used)}: give {FEWEST_TEXTS - len(used)} more, or leave it out of controls"
+            )
+    if "covariance" in controls and len(labels) < FEWEST_TEXTS:
         raise UserError(
-            f"controls=shuffled needs {FEWEST_TEXTS} texts of {emotion} and what it is compared with, and there are {len(used)}: "
-            "leave it out, or give more"
+            f"controls=covariance needs {FEWEST_TEXTS} texts to fit on, and there are {len(labels)}: give {FEWEST_TEXTS - len(labels)} more, "
+            "or leave it out of controls"
         )
-    shuffled = _generator(kind, seed, draw, str(emotion)).permutation(positive)
-    rows = values[used].astype(np.float64)
-    return (rows[shuffled].mean(axis=0) - rows[~shuffled].mean(axis=0)).astype(np.float32)
 
 
 def _generator(*key: object) -> np.random.RandomState:

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from emo_mlflow.directions.activations import text_means
-from emo_mlflow.directions.readouts import Floats, contrasts, judge, mean_difference, method_named
-from emo_mlflow.directions.subspaces import check_components, fit_subspaces
+from emo_mlflow.directions.readouts import Floats, Mask, contrasts, judge, mean_difference, method_named
+from emo_mlflow.directions.subspaces import check_components, fit_subspaces, principal_axes
 from emo_mlflow.errors import UserError
 from emo_mlflow.models.blocks import BlockStack
 from emo_mlflow.settings.direction_choice import parse_direction, parse_method
@@ -41,6 +41,21 @@ def choose_direction(
         vectors = np.stack([_like_difference(method(x, positive), mean_difference(x, positive)) for x in layers])
         found[emotion] = Direction(emotion, site, vectors.astype(np.float32), bases.get(emotion))
     return found
+
+
+def injected(choice: str, x: Floats, positive: Mask) -> Floats:
+    """What `add` injects for a direction that is fitted as `choice` says, [d_model]: of a subspace, the mean difference inside it.
+
+    Args:
+        x: float64 [n_texts, d_model], of one layer.
+        positive: which texts are the emotion's.
+    """
+    name, rank = parse_direction(choice)
+    difference = mean_difference(x, positive)
+    if rank:
+        axes = principal_axes(x, positive, rank)[0]
+        return np.asarray(axes.T @ (axes @ difference))
+    return _like_difference(method_named(name)(x, positive), difference)
 
 
 def _like_difference(vector: Floats, difference: Floats) -> Floats:

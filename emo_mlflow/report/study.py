@@ -16,7 +16,7 @@ from emo_mlflow.study.verdicts import Answer, own_claim
 EXAMPLES = 3
 CONTROLS = {
     "isotropic": "random, any direction",
-    "covariance": "random, like the stream varies",
+    "covariance": "random, as the stream varies from token to token",
     "shuffled": "fitted to shuffled labels",
 }
 MEANING = {

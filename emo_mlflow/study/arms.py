@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from emo_mlflow.directions.controls import draw_control
+from emo_mlflow.directions.controls import covariance_control, isotropic_control, shuffled_control
 from emo_mlflow.steering.damage import DamageMeter
 from emo_mlflow.steering.edits import Patch, at_dose, make_patch
 from emo_mlflow.steering.strength import find_strengths
@@ -20,17 +20,21 @@ class Sources:
     """What directions and controls are made from.
 
     Attributes:
+        choice: how directions are fitted, as `fitting.choose_direction` reads it.
         directions: by emotion.
         residual_norms: float32 [n_layers].
         means: float32 [n_texts, n_layers, d_model], of the texts that directions were fitted on.
         labels: each text's emotion.
+        deviations: by layer, float32 [n_tokens, d_model], of the stream at their tokens from its mean; empty without `controls=covariance`.
     """
 
+    choice: str
     directions: Mapping[str, Direction]
     residual_norms: FloatArray
     means: FloatArray
     labels: Sequence[str]
     reference: str | None
+    deviations: Mapping[int, FloatArray] = field(default_factory=dict)
 
 
 @dataclass(eq=False)
@@ -92,30 +96,40 @@ class Arms:
         return replace(patch, alpha_by_step=steps)
 
     def _unscaled(self, arm: Arm, condition: Condition) -> Patch:
-        vector, basis = self._vector(arm, condition)
-        assert condition.layer is not None
-        if condition.alpha_unit == "kl":
-            condition = at_dose(condition, 1.0)
-        return make_patch(condition, vector, basis, float(self.sources.residual_norms[condition.layer]), self.design.sequence_length)
-
-    def _vector(self, arm: Arm, condition: Condition) -> tuple[FloatArray, FloatArray | None]:
         layer = condition.layer
         assert layer is not None
-        own = None if arm.emotion is None else self.sources.directions[arm.emotion]
+        if condition.alpha_unit == "kl":
+            condition = at_dose(condition, 1.0)
+        return make_patch(condition, self._vector(arm, layer), None, float(self.sources.residual_norms[layer]), self.design.sequence_length)
+
+    def _vector(self, arm: Arm, layer: int) -> FloatArray:
+        """What the arm injects at a layer, float32 [d_model]; a control has the norm of the direction that it is for."""
+        own = None if arm.emotion is None else _injected(self.sources.directions[arm.emotion], layer)
         if arm.control is None:
             assert own is not None
-            return own.vectors[layer], None if own.basis is None else own.basis[layer]
-        assert arm.draw is not None
-        drawn = draw_control(
-            arm.control,
-            self.sources.means[:, layer],
-            self.sources.labels,
-            self.sources.reference,
-            emotion=arm.emotion,
-            seed=self.design.seed,
-            draw=arm.draw,
-        )
+            return own
+        drawn = self._drawn(arm, layer)
         if own is None:
-            return drawn, None
-        norm = float(np.linalg.norm(own.vectors[layer].astype(np.float64)))
-        return (drawn * np.float32(norm / np.linalg.norm(drawn.astype(np.float64)))), None
+            return drawn
+        return drawn * np.float32(np.linalg.norm(own.astype(np.float64)) / np.linalg.norm(drawn.astype(np.float64)))
+
+    def _drawn(self, arm: Arm, layer: int) -> FloatArray:
+        assert arm.draw is not None
+        sources, seed = self.sources, self.design.seed
+        if arm.control == "isotropic":
+            return isotropic_control(sources.means.shape[2], seed=seed, draw=arm.draw)
+        if arm.control == "covariance":
+            return covariance_control(sources.deviations[layer], seed=seed, draw=arm.draw)
+        assert arm.emotion is not None
+        return shuffled_control(
+            sources.choice, sources.means[:, layer], sources.labels, sources.reference, emotion=arm.emotion, seed=seed, draw=arm.draw
+        )
+
+
+def _injected(direction: Direction, layer: int) -> FloatArray:
+    """What `add` adds, float32 [d_model]: of a subspace, the mean difference inside it."""
+    vector = direction.vectors[layer]
+    if direction.basis is None:
+        return vector
+    basis = direction.basis[layer].astype(np.float64)
+    return np.asarray(basis.T @ (basis @ vector), np.float32)

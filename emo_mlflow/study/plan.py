@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 
 import numpy as np
 import torch
 
 from emo_mlflow.common.machine import pick_device
-from emo_mlflow.directions.activations import text_means
+from emo_mlflow.directions.activations import deviations, text_means
+from emo_mlflow.directions.controls import check_controls
 from emo_mlflow.directions.fitting import choose_direction
 from emo_mlflow.directions.readouts import judge
 from emo_mlflow.errors import UserError
@@ -73,6 +74,7 @@ def prepare_study(settings: StudySettings) -> StudyInputs:
     if len(prompts.test) < FEWEST:
         missing = FEWEST - len(prompts.test)
         raise UserError(f"{prompts.source} has {len(prompts.test)} prompts to continue: a study needs {FEWEST}, so {missing} more")
+    check_controls(settings.controls, [prompt.emotion for prompt in prompts.fit], prompts.reference)
     scorers = load_scorers(settings.scorers)
     labels = check_labels(prompts.emotions, {e: target_metric(e, scorers.metrics) for e in prompts.emotions}, scorers.metrics)
     items = load_items(settings.items)
@@ -114,16 +116,28 @@ def lay_out(inputs: StudyInputs) -> StudyPlan:
     means, norms = text_means(stack, texts, settings.site, fingerprint=loaded.fingerprint)
     labels = [prompt.emotion for prompt in prompts.fit]
     directions = choose_direction(settings.direction, means, labels, prompts.reference, settings.site)
-    sources = Sources(directions, norms.mean(axis=0), means, labels, prompts.reference)
+    sources = Sources(settings.direction, directions, norms.mean(axis=0), means, labels, prompts.reference)
     places = _places(inputs, _readings(sources, settings), loaded.n_layers)
-    n = len(prompts.test)
-    design = Design(
+    design = _design(settings, places, prompts.test, second)
+    layers = {layer for place in places for layer in place.layers}
+    if "covariance" in settings.controls:
+        sources = replace(sources, deviations=deviations(stack, texts, settings.site, layers))
+    boundaries = {layer + (settings.site == "resid_post") for layer in layers}
+    meter = budget_meter(loaded, stack, boundaries, settings.prepend_bos)
+    passages = passage_tokens(loaded, settings.prepend_bos)
+    return StudyPlan(inputs, loaded, stack, design, Arms(design, sources, meter), tokens, second, passages)
+
+
+def _design(settings: StudySettings, places: tuple[Place, ...], prompts: Sequence[Prompt], second: Sequence[Prompt]) -> Design:
+    n = len(prompts)
+    return Design(
         places=places,
+        direction=settings.direction,
         controls=settings.controls,
         procedure=settings.procedure,
         limit=draws_limit(settings.procedure, len(places)),
         looks=Looks((FIRST_LOOK, n) if n > FIRST_LOOK else (n,)),
-        prompts=tuple(prompt.prompt_id for prompt in prompts.test),
+        prompts=tuple(prompt.prompt_id for prompt in prompts),
         second=tuple(prompt.prompt_id for prompt in second),
         scope=settings.scope,
         patch_window=settings.patch_window if settings.scope == "window" else None,
@@ -132,10 +146,6 @@ def lay_out(inputs: StudyInputs) -> StudyPlan:
         temperature=settings.temperature,
         seed=settings.seed,
     )
-    boundaries = {layer + (settings.site == "resid_post") for place in places for layer in place.layers}
-    meter = budget_meter(loaded, stack, boundaries, settings.prepend_bos)
-    passages = passage_tokens(loaded, settings.prepend_bos)
-    return StudyPlan(inputs, loaded, stack, design, Arms(design, sources, meter), tokens, second, passages)
 
 
 def _rows(name: str) -> list[dict[str, str]]:
@@ -186,5 +196,3 @@ def _places(inputs: StudyInputs, readings: Mapping[str, Reading], n_layers: int)
             chosen=why,
         )
     return tuple(places[name] for name in order_of({name: round(place.accuracy, 3) for name, place in places.items()}))
-
-

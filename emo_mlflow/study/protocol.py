@@ -78,6 +78,7 @@ class Design:
 
     Attributes:
         places: in the order in which the emotions are tested.
+        direction: how directions are fitted.
         controls: the rungs; a direction is called specific only if it beats every one that is not void.
         limit: random directions per rung and emotion at most.
         looks: how many prompts a comparison with one random direction rests on.
@@ -86,6 +87,7 @@ class Design:
     """
 
     places: tuple[Place, ...]
+    direction: str
     controls: tuple[Control, ...]
     procedure: Procedure
     limit: int

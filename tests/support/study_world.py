@@ -26,6 +26,7 @@ def design_of(
     places = tuple(Place(emotion, METRICS[emotion], (3,), 0.2, unit, 0.95, "given") for emotion in emotions)
     return Design(
         places=places,
+        direction="mean_diff",
         controls=tuple(controls),
         procedure=procedure,
         limit=draws_limit(procedure, len(emotions)),
