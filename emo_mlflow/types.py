@@ -23,6 +23,8 @@ Control = Literal["isotropic", "covariance", "shuffled"]
 Aggregation = Literal["mean", "last", "attention"]
 HeadOperation = Literal["zero", "mean", "patch", "restore"]
 Screen = Literal["top", "all"]
+Template = Literal["none", "chat"]
+FitOn = Literal["response", "text", "last"]
 MapKind = Literal["procrustes", "ridge"]
 Pairing = Literal["word", "text"]
 VectorFormat = Literal["gguf", "lm-eval", "safetensors"]
@@ -32,6 +34,7 @@ WeightsFormat = Literal["safetensors", "pickle"]
 N_BOOTSTRAP = 2000  # resamples behind an interval over prompts, unless another number is asked for
 
 FloatArray: TypeAlias = "npt.NDArray[np.float32]"
+Tokens = tuple[int, ...]
 Say = Callable[[str], None]  # prints a line for the person at the keyboard
 
 
@@ -53,6 +56,22 @@ class Prompt:
     def prompt_id(self) -> str:
         """Identifies the text alone, so that sweeps of different models pair their prompts."""
         return digest(self.text, 12)
+
+
+@dataclass(frozen=True)
+class FitTexts:
+    """Texts that directions are fitted on.
+
+    Attributes:
+        tokens: of each text; the first is never measured, since it is an attention sink.
+        first: of each text, the position from which on its tokens are measured.
+    """
+
+    tokens: tuple[Tokens, ...]
+    first: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.tokens)
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,5 +190,3 @@ class Completion:
     distinct_2: float
     n_patched: int
     failure: str | None = None
-
-Tokens = tuple[int, ...]

@@ -17,7 +17,7 @@ from emo_mlflow.alignment.tables import Aligner, AlignTables, States, matched
 from emo_mlflow.commands.task import Task
 from emo_mlflow.common.csv_files import write_csv
 from emo_mlflow.common.machine import pick_device
-from emo_mlflow.directions.activations import text_means, token_states
+from emo_mlflow.directions.activations import text_means, token_states, whole
 from emo_mlflow.directions.files import save_directions
 from emo_mlflow.directions.subspaces import check_components
 from emo_mlflow.errors import UserError
@@ -87,13 +87,13 @@ def collect(spec: ModelSpec, settings: AlignSettings, prompts: PromptSet, device
 
     def points(chosen: Sequence[Prompt]) -> FloatArray:
         if settings.unit == "text":
-            return text_means(stack, encoded(chosen), settings.site, fingerprint=loaded.fingerprint)[0]
+            return text_means(stack, whole(encoded(chosen)), settings.site, fingerprint=loaded.fingerprint)[0]
         positions = [
             word_positions(loaded.tokenizer, prompt.text, settings.prepend_bos, spec.name) for prompt in chosen
         ]
         return token_states(stack, encoded(chosen), positions, settings.site)
 
-    means, norms = text_means(stack, encoded(prompts.fit), settings.site, fingerprint=loaded.fingerprint)
+    means, norms = text_means(stack, whole(encoded(prompts.fit)), settings.site, fingerprint=loaded.fingerprint)
     neutral = [prompt for prompt in prompts.fit if prompts.reference in (None, prompt.emotion)]
     return States(
         name=spec.name,

@@ -16,6 +16,7 @@ from emo_mlflow.common.termination import terminable
 from emo_mlflow.errors import UserError
 from emo_mlflow.settings.declared import table_of
 from emo_mlflow.settings.study import Budget, StudySettings, make_study
+from emo_mlflow.settings.templates import form_line
 from emo_mlflow.sweep.resume import discard, is_run_id, sole_worker, spool_folder
 from emo_mlflow.sweep.spool import Spool
 from emo_mlflow.types import Cell, Completion, Say, digest
@@ -82,7 +83,10 @@ def _study(
     if settings.engine == "ray":
         check_ray(settings.ray_address)
     inputs = prepare_study(settings)
+    settings = inputs.settings
     say(f"Reference  {inputs.prompts.compared_with}")
+    if "template" in given:
+        say(f"Template   {form_line(settings)}")
     say(f"Model      loading it, and fitting directions on {len(inputs.prompts.fit)} texts")
     plan = lay_out(inputs)
     design, cost = fit_to_budget(plan.design, settings.budget, seconds_per_text(plan.stack, settings.sequence_length))

@@ -17,6 +17,7 @@ from emo_mlflow.common.cache_folder import cache_folder
 from emo_mlflow.common.termination import terminable
 from emo_mlflow.errors import UserError
 from emo_mlflow.settings.sweep import SweepConfig, SweepSettings, make_config
+from emo_mlflow.settings.templates import form_line
 from emo_mlflow.sweep.resume import (
     discard,
     is_run_id,
@@ -157,7 +158,8 @@ def _work(plan: Plan, run_id: str | None, request: SweepRequest) -> None:
     plan, lines = _fix_packs(plan, run_id)
     with _held_run(plan.config, run_id, request) as tracked:
         spool = _begin(plan, tracked, request)
-        for line in (f"Run        {tracked.run_id}", *lines):
+        asked = [f"Template   {form_line(plan.config)}"] if "template" in request.given else []
+        for line in (f"Run        {tracked.run_id}", *asked, *lines):
             request.say(line)
         _finish(_compute(plan, spool, tracked), tracked, request.say)
     for line in tracked.hints():

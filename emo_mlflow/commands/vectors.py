@@ -22,13 +22,15 @@ from emo_mlflow.directions.fitting import choose_direction
 from emo_mlflow.directions.readouts import judge, method_named
 from emo_mlflow.directions.subspaces import Subspaces, check_components, fit_subspaces, stability
 from emo_mlflow.models.blocks import BlockStack
+from emo_mlflow.models.chat import resolved_form
 from emo_mlflow.models.families import identity_of
 from emo_mlflow.models.loading import LoadedModel, check, load
 from emo_mlflow.models.names import resolve
-from emo_mlflow.models.tokens import encode
+from emo_mlflow.models.tokens import encode_fit_texts
 from emo_mlflow.prompts.selection import PromptSet, fit_hash, load_prompts
 from emo_mlflow.report.vectors import write_vectors_report
 from emo_mlflow.settings.direction_choice import parse_direction
+from emo_mlflow.settings.templates import check_form, form_line
 from emo_mlflow.settings.vectors import VectorSettings
 from emo_mlflow.tracking.outcome import Outcome, write_config
 from emo_mlflow.tracking.values import Values
@@ -58,6 +60,7 @@ def run_vectors(settings: VectorSettings, out: Path) -> Outcome:
     Raises:
         UserError: for anything that the user can mend, before the model is loaded where it can be known by then.
     """
+    check_form(settings)
     device, spec = pick_device(settings.device), resolve(settings.model)
     prompts = load_prompts(settings.dataset, emotions=settings.emotions, max_samples=1, seed=settings.seed)
     settings = replace(settings, emotions=prompts.emotions)
@@ -70,10 +73,12 @@ def run_vectors(settings: VectorSettings, out: Path) -> Outcome:
     for name in methods:
         method_named(name)
     check(spec, device, getattr(torch, settings.dtype))
+    auto, form = settings.template == "auto", resolved_form(spec, settings)
+    settings = replace(settings, template=form.template, fit_on=form.fit_on)
     loaded = load(spec, device, getattr(torch, settings.dtype))
-    tokens = encode(loaded, [prompt.text for prompt in prompts.fit], settings.prepend_bos)
+    texts = encode_fit_texts(loaded, [prompt.text for prompt in prompts.fit], form)
     stack = BlockStack(loaded.model)
-    means, norms = text_means(stack, tokens, settings.site, settings.aggregation, fingerprint=loaded.fingerprint)
+    means, norms = text_means(stack, texts, settings.site, settings.aggregation, fingerprint=loaded.fingerprint)
     with threadpool_limits(1, user_api="blas"):  # small products: threads wait for each other, measured 30 times slower
         directions = choose_direction(settings.direction, means, labels, prompts.reference, settings.site)
         subspaces = fit_subspaces(means, labels, prompts.reference, settings.components)
@@ -94,7 +99,11 @@ def run_vectors(settings: VectorSettings, out: Path) -> Outcome:
         name=f"vectors {settings.model}",
         facts=facts,
         metrics=_metrics(tables),
-        lines=(f"Reference  {prompts.compared_with}", *_lines(tables, judged)),
+        lines=(
+            f"Reference  {prompts.compared_with}",
+            *([f"Template   {form_line(settings)}"] if settings.template == "chat" or auto else []),
+            *_lines(tables, judged),
+        ),
     )
 
 
@@ -135,6 +144,7 @@ def _save_tensors(
 ) -> None:
     metadata = {name: str(facts[name]) for name in ("fit_hash", "model_fingerprint", "model_type", "blocks", "residual_norms")}
     metadata |= {"site": settings.site, "direction": settings.direction, "aggregation": settings.aggregation}
+    metadata |= {"template": settings.template, "fit_on": str(settings.fit_on)}
     save_directions(out / "directions.safetensors", directions, metadata)
     tensors = {name: np.ascontiguousarray(basis) for name, basis in subspaces.bases.items()}
     tensors |= {f"{name}.explained": np.ascontiguousarray(shares) for name, shares in subspaces.explained.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,35 +14,43 @@ from transformers import PreTrainedModel
 from emo_mlflow.directions.kept import Kept
 from emo_mlflow.errors import UserError
 from emo_mlflow.models.blocks import BlockStack
-from emo_mlflow.types import Aggregation, FloatArray, Site, Tokens
+from emo_mlflow.types import Aggregation, FitTexts, FloatArray, Site, Tokens
 
 BATCH = 64
 TOKENS_PER_DIMENSION = 4  # of the stream, for its covariance
 
 
-def batches(texts: Sequence[Tokens]) -> Iterator[list[int]]:
-    """Which texts run together: those of one length, so that there is no padding to be averaged."""
-    by_length: dict[int, list[int]] = {}
-    for i, tokens in enumerate(texts):
-        by_length.setdefault(len(tokens), []).append(i)
-    for members in by_length.values():
+def batches(texts: FitTexts) -> Iterator[tuple[int, list[int]]]:
+    """Which texts run together, and from which position on they are measured.
+
+    They are of one length, so that there is no padding to be averaged.
+    """
+    alike: dict[tuple[int, int], list[int]] = {}
+    for i, (tokens, first) in enumerate(zip(texts.tokens, texts.first, strict=True)):
+        alike.setdefault((len(tokens), first), []).append(i)
+    for (_, first), members in alike.items():
         for start in range(0, len(members), BATCH):
-            yield members[start : start + BATCH]
+            yield first, members[start : start + BATCH]
 
 
-def own_streams(stack: BlockStack, tokens: Tensor, site: Site) -> Iterator[Tensor]:
-    """For each layer in turn, the stream at the site at the texts' own tokens, float32 [rows, q - 1, d_model].
+def whole(texts: Sequence[Tokens]) -> FitTexts:
+    """Texts of which all tokens are measured but the first."""
+    return FitTexts(tuple(texts), (1,) * len(texts))
 
-    The first position is left out: it is the document-start token, an attention sink whose norm is tens of times the others'.
+
+def own_streams(stack: BlockStack, tokens: Tensor, site: Site, first: int = 1) -> Iterator[Tensor]:
+    """For each layer in turn, the stream at the site at the texts' own tokens, float32 [rows, q - first, d_model].
+
+    The first position is always left out: whatever token it is, it is an attention sink whose norm is tens of times the others'.
     """
     for boundary, hidden in enumerate(stack.boundaries(tokens)):
         if boundary >= (site == "resid_post") and boundary < stack.n_layers + (site == "resid_post"):
-            yield hidden[:, 1:].float()
+            yield hidden[:, first:].float()
 
 
 @torch.inference_mode()
 def text_means(
-    stack: BlockStack, texts: Sequence[Tokens], site: Site, aggregation: Aggregation = "mean", fingerprint: str | None = None
+    stack: BlockStack, texts: FitTexts, site: Site, aggregation: Aggregation = "mean", fingerprint: str | None = None
 ) -> tuple[FloatArray, FloatArray]:
     """Each text's residual stream as one vector per layer, and the mean norm of its own tokens' streams.
 
@@ -49,7 +58,7 @@ def text_means(
     which the model goes on writing, attends to each own token in that layer's block, averaged over heads and scaled to sum to 1.
 
     Args:
-        texts: token ids, the document-start token first; each has at least two.
+        texts: each has at least two tokens.
         fingerprint: of the model's weights, by which the result is kept in the cache folder; None to keep nothing.
 
     Returns:
@@ -58,16 +67,17 @@ def text_means(
     Raises:
         UserError: for `attention` if the model does not give its attention weights.
     """
-    key = [fingerprint, stack.device.type, str(stack.dtype), site, aggregation, [list(text) for text in texts]]
+    key: list[Any] = [fingerprint, stack.device.type, str(stack.dtype), site, aggregation, [list(text) for text in texts.tokens]]
+    key += [] if set(texts.first) <= {1} else [list(texts.first)]
     kept = None if fingerprint is None else Kept.of(key)
     if kept is not None and (found := kept.read((len(texts), stack.n_layers, stack.d_model))):
         return found
     means = np.zeros((len(texts), stack.n_layers, stack.d_model), np.float32)
     norms = np.zeros((len(texts), stack.n_layers), np.float32)
-    for members in batches(texts):
-        tokens = torch.tensor([texts[i] for i in members], dtype=torch.long, device=stack.device)
-        weights = last_token_attention(stack.model, tokens) if aggregation == "attention" else None
-        for layer, own in enumerate(own_streams(stack, tokens, site)):
+    for first, members in batches(texts):
+        tokens = torch.tensor([texts.tokens[i] for i in members], dtype=torch.long, device=stack.device)
+        weights = last_token_attention(stack.model, tokens, first) if aggregation == "attention" else None
+        for layer, own in enumerate(own_streams(stack, tokens, site, first)):
             if weights is not None:
                 pooled = torch.einsum("rq,rqd->rd", weights[layer], own)
             else:
@@ -79,15 +89,15 @@ def text_means(
     return means, norms
 
 
-def last_token_attention(model: PreTrainedModel, tokens: Tensor) -> list[Tensor]:
-    """Per block, the last token's attention to the others but the first, averaged over heads, float32 [rows, q - 1], rows sum to 1."""
+def last_token_attention(model: PreTrainedModel, tokens: Tensor, first: int = 1) -> list[Tensor]:
+    """Per block, the last token's attention from position `first` on, averaged over heads, float32 [rows, q - first], rows sum to 1."""
     with _eager_attention(model):
         found = model(input_ids=tokens, use_cache=False, output_attentions=True).attentions
     if found is None or any(weights is None for weights in found):
         raise UserError(
             f"{type(model).__name__} does not give its attention weights: use aggregation=mean or aggregation=last"
         )
-    means = [weights[:, :, -1, 1:].float().mean(dim=1) for weights in found]
+    means = [weights[:, :, -1, first:].float().mean(dim=1) for weights in found]
     return [mean / mean.sum(dim=-1, keepdim=True) for mean in means]
 
 
@@ -113,7 +123,7 @@ def token_states(
     """
     starts = np.concatenate([[0], np.cumsum([len(chosen) for chosen in positions])]).astype(int)
     states = np.zeros((starts[-1], stack.n_layers, stack.d_model), np.float32)
-    for members in batches(texts):
+    for _, members in batches(whole(texts)):
         tokens = torch.tensor([texts[i] for i in members], dtype=torch.long, device=stack.device)
         for layer, own in enumerate(own_streams(stack, tokens, site)):
             for row, i in enumerate(members):

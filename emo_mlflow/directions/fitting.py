@@ -12,7 +12,7 @@ from emo_mlflow.directions.subspaces import check_components, fit_subspaces, pri
 from emo_mlflow.errors import UserError
 from emo_mlflow.models.blocks import BlockStack
 from emo_mlflow.settings.direction_choice import parse_direction, parse_method
-from emo_mlflow.types import Aggregation, Direction, Fit, FloatArray, Prompt, Site, Tokens
+from emo_mlflow.types import Aggregation, Direction, Fit, FitTexts, FloatArray, Prompt, Site
 
 
 def choose_direction(
@@ -67,7 +67,7 @@ def _like_difference(vector: Floats, difference: Floats) -> Floats:
 def fit_directions(
     stack: BlockStack,
     prompts: Sequence[Prompt],
-    tokens: Sequence[Tokens],
+    texts: FitTexts,
     site: Site,
     reference: str | None,
     direction: str = "mean_diff",
@@ -77,19 +77,19 @@ def fit_directions(
     """Directions of every emotion among `prompts`, at every layer, and how well they read held-out texts.
 
     Args:
-        tokens: of each prompt, the document-start token first.
+        texts: of each prompt.
         direction: as in `choose_direction`.
         fingerprint: as in `text_means`.
 
     Raises:
         UserError: if a text has no token of its own, or `direction` asks for what the texts cannot give.
     """
-    for prompt, ids in zip(prompts, tokens, strict=True):
-        if len(ids) < 2:
+    for prompt, ids, first in zip(prompts, texts.tokens, texts.first, strict=True):
+        if len(ids) <= max(1, first):
             raise UserError(
                 f"the text {prompt.text!r} is too short to fit a direction on: it has no token after the first"
             )
-    means, norms = text_means(stack, tokens, site, aggregation, fingerprint)
+    means, norms = text_means(stack, texts, site, aggregation, fingerprint)
     labels = [prompt.emotion for prompt in prompts]
     name, rank = parse_direction(direction)
     judged = judge(means, labels, reference, ["mean_diff" if rank else name])

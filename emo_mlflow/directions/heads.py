@@ -18,7 +18,7 @@ from emo_mlflow.directions.readouts import LEVEL, Floats, Mask, contrasts, make_
 from emo_mlflow.errors import UserError
 from emo_mlflow.models.blocks import BlockStack
 from emo_mlflow.models.families import find_output_projection, has_post_norm, head_count, weight_by_head
-from emo_mlflow.types import FloatArray, Tokens
+from emo_mlflow.types import FitTexts, FloatArray
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,21 +73,18 @@ def _projection_inputs(stack: BlockStack) -> Iterator[dict[int, Tensor]]:
 
 
 @torch.inference_mode()
-def head_states(stack: BlockStack, texts: Sequence[Tokens], target_layer: int) -> HeadStates:
+def head_states(stack: BlockStack, texts: FitTexts, target_layer: int) -> HeadStates:
     """Runs texts once and keeps every head's mean output and the stream after block `target_layer`.
-
-    Args:
-        texts: token ids, the document-start token first, which is in no mean.
     """
     n_heads, found = head_count(stack.model), np.zeros(0, np.float32)
     stream = np.zeros((len(texts), stack.d_model), np.float32)
     with _projection_inputs(stack) as seen:
-        for members in batches(texts):
-            tokens = torch.tensor([texts[i] for i in members], dtype=torch.long, device=stack.device)
+        for first, members in batches(texts):
+            tokens = torch.tensor([texts.tokens[i] for i in members], dtype=torch.long, device=stack.device)
             for boundary, hidden in enumerate(stack.boundaries(tokens)):
                 if boundary == target_layer + 1:
-                    stream[members] = hidden[:, 1:].float().mean(dim=1).cpu().numpy()
-            own = torch.stack([seen[layer][:, 1:].float().mean(dim=1) for layer in range(stack.n_layers)], dim=1)
+                    stream[members] = hidden[:, first:].float().mean(dim=1).cpu().numpy()
+            own = torch.stack([seen[layer][:, first:].float().mean(dim=1) for layer in range(stack.n_layers)], dim=1)
             if not len(found):
                 found = np.zeros((len(texts), *own.shape[1:]), np.float32)
             found[members] = own.cpu().numpy()

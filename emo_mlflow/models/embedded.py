@@ -56,6 +56,12 @@ CONFIG: dict[str, Any] = {
     "eos_token_id": 2,
     "pad_token_id": 2,
 }
+# As the GGUF file has it, and the model is published with it.
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nYou are a helpful AI "
+    "assistant named SmolLM, trained by Hugging Face<|im_end|>\n' }}{% endif %}{{'<|im_start|>' + message['role'] + '\n' + "
+    "message['content'] + '<|im_end|>' + '\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
 TOKENIZER_CONFIG: dict[str, Any] = {
     "tokenizer_class": "PreTrainedTokenizerFast",
     "bos_token": "<|im_start|>",
@@ -64,6 +70,7 @@ TOKENIZER_CONFIG: dict[str, Any] = {
     "unk_token": "<|endoftext|>",
     "model_max_length": 8192,
     "clean_up_tokenization_spaces": False,
+    "chat_template": CHAT_TEMPLATE,
 }
 N_SPECIAL_TOKENS = 17  # the vocabulary's first: <|endoftext|>, the chat's two, and markers of the code corpus
 
@@ -94,6 +101,7 @@ def prepare() -> Path:
             shutil.rmtree(folder)
         if not is_converted():
             _convert(_fetched_gguf(), folder)
+        _renew_configuration(folder)
         return folder
 
 
@@ -168,10 +176,19 @@ def _convert(gguf: Path, folder: Path) -> None:
                 "install the versions in constraints.txt"
             )
         build_tokenizer(*_vocabulary(gguf)).save(str(made / "tokenizer.json"))
-        for name, content in (("config.json", CONFIG), ("tokenizer_config.json", TOKENIZER_CONFIG)):
-            (made / name).write_text(json.dumps(content, indent=2), encoding="utf-8")
+        _renew_configuration(made)
         os.replace(made, folder)
     gguf.unlink()
+
+
+def _renew_configuration(folder: Path) -> None:
+    """Writes the configuration where it is not there, or is that of a version that knew less: one without a chat template."""
+    for name, content in (("config.json", CONFIG), ("tokenizer_config.json", TOKENIZER_CONFIG)):
+        path, text = folder / name, json.dumps(content, indent=2)
+        if not path.is_file() or path.read_text(encoding="utf-8") != text:
+            draft = path.with_suffix(".draft")
+            draft.write_text(text, encoding="utf-8")
+            os.replace(draft, path)
 
 
 def _convert_weights(gguf: Path, folder: Path) -> None:

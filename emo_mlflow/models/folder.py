@@ -11,7 +11,7 @@ from emo_mlflow.common.names import shown
 from emo_mlflow.errors import UserError
 
 DEPTHS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
-CONFIG, TOKENIZER_CONFIG = "config.json", "tokenizer_config.json"
+CONFIG, GENERATION_CONFIG, TOKENIZER_CONFIG = "config.json", "generation_config.json", "tokenizer_config.json"
 ATTENTION = ("attn_implementation", "_attn_implementation", "_attn_implementation_internal")
 _NEVER = (
     "trust_remote_code is off, and there is no way to turn it on. Use a model of a type that transformers has itself"
@@ -35,6 +35,15 @@ def read_config(folder: Path, known: Container[str]) -> dict[str, Any]:
         raise UserError(f"{folder} is not a model's folder: it needs config.json, safetensors weights and a tokenizer")
     refuse_code(folder, config, known)
     return config
+
+
+def read_generation_config(folder: Path) -> dict[str, Any]:
+    """The content of generation_config.json, which is empty where there is none, or none that can be read."""
+    try:
+        content = json.loads((folder / GENERATION_CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def check_depth(folder: Path, config: Mapping[str, Any], n_tensors: int) -> None:

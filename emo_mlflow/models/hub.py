@@ -49,8 +49,11 @@ def check_hub(repo: str, revision: str | None) -> int | None:
     return info.safetensors.total if info.safetensors else None
 
 
-def hub_folder(repo: str, revision: str | None) -> Path:
+def hub_folder(repo: str, revision: str | None, weights: bool = True) -> Path:
     """The folder of the model in the hub's cache, downloaded if need be; its name is the commit.
+
+    Args:
+        weights: whether they are needed, or the small files alone.
 
     Raises:
         UserError: as `check_hub`, and if the download breaks off.
@@ -61,6 +64,8 @@ def hub_folder(repo: str, revision: str | None) -> Path:
         return _cached(repo, revision, str(error))
     try:
         folder = _snapshot(repo, revision, SMALL_FILES)
+        if not weights:
+            return folder
         index = folder / INDEX
         names = weight_names(index.read_text(encoding="utf-8") if index.is_file() else None)
         return _snapshot(repo, revision, (*SMALL_FILES, *names))

@@ -16,7 +16,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from emo_mlflow.common.machine import free_memory
 from emo_mlflow.errors import UserError, reason_of
 from emo_mlflow.models import embedded as embedded_model
-from emo_mlflow.models.folder import check_depth, read_config, why_no_tokenizer
+from emo_mlflow.models.folder import check_depth, read_config, read_generation_config, why_no_tokenizer
 from emo_mlflow.models.hub import check_hub, hub_folder
 from emo_mlflow.models.names import CHOICES, ModelSpec
 from emo_mlflow.models.special_tokens import absent_ids, document_start_id, end_ids
@@ -85,13 +85,9 @@ def load(spec: ModelSpec, device: torch.device, dtype: torch.dtype) -> LoadedMod
     Raises:
         UserError: as `check`; or if the folder holds no causal language model, or weights do not fit its configuration.
     """
-    if spec.source == "embedded":
-        folder = embedded_model.prepare()
-    elif spec.source == "hub":
-        folder = _with_choices(hub_folder, spec)
+    folder = _folder(spec)
+    if spec.source == "hub":
         spec = replace(spec, revision=folder.name)
-    else:
-        folder = Path(spec.location)
     config = read_config(folder, KNOWN)
     tensors = read_headers(folder)
     check_depth(folder, config, len(tensors))
@@ -117,6 +113,28 @@ def load(spec: ModelSpec, device: torch.device, dtype: torch.dtype) -> LoadedMod
         d_model=text_config.hidden_size,
         context=text_config.max_position_embeddings,
     )
+
+
+def load_tokenizer(spec: ModelSpec) -> tuple[PreTrainedTokenizerBase, frozenset[int]]:
+    """A model's tokenizer, and the tokens that its configuration ends texts with; no weights are read or downloaded.
+
+    Raises:
+        UserError: if there is no tokenizer to be had, or it needs code of its own.
+    """
+    folder = _folder(spec, weights=False)
+    config = read_config(folder, KNOWN)
+    tokenizer = _load_tokenizer(folder)
+    named = [tokenizer.eos_token_id, config.get("eos_token_id"), read_generation_config(folder).get("eos_token_id")]
+    found = [item for value in named for item in (value if isinstance(value, list) else [value])]
+    return tokenizer, frozenset(item for item in found if type(item) is int)
+
+
+def _folder(spec: ModelSpec, weights: bool = True) -> Path:
+    if spec.source == "embedded":
+        return embedded_model.prepare()
+    if spec.source == "hub":
+        return _with_choices(lambda repo, revision: hub_folder(repo, revision, weights), spec)
+    return Path(spec.location)
 
 
 def _with_choices(ask_hub: Callable[[str, str | None], T], spec: ModelSpec) -> T:

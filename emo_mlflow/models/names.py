@@ -19,10 +19,13 @@ HUB_MODELS = {
     "gpt2": "openai-community/gpt2",
     "pythia-160m": "EleutherAI/pythia-160m",
     "gpt-neo-125m": "EleutherAI/gpt-neo-125m",
+    # Pretrained models, which continue plain text, and their instruct twins, which have a chat template.
     "llama3_8b": "meta-llama/Meta-Llama-3-8B",
-    # The pretrained model, not the instruction-tuned -it: sweeps continue plain text, which is no chat turn.
+    "llama3_8b-it": "meta-llama/Meta-Llama-3-8B-Instruct",
     "gemma3_12b": "google/gemma-3-12b-pt",
-    "qwen3_8b": "Qwen/Qwen3-8B",
+    "gemma3_12b-it": "google/gemma-3-12b-it",
+    "qwen3_8b": "Qwen/Qwen3-8B",  # the first study's, which is instruct already: its base is Qwen/Qwen3-8B-Base
+    "qwen3_8b-it": "Qwen/Qwen3-8B",
 }
 CHOICES = (
     f"choose {EMBEDDED} (needs no hub), {', '.join(name for name in HUB_MODELS if name != 'gpt2')}, "

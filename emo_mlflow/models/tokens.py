@@ -8,8 +8,10 @@ from collections.abc import Callable, Sequence
 from transformers import PreTrainedTokenizerBase
 
 from emo_mlflow.common.names import shown
+from emo_mlflow.models.chat import REQUEST, chat_tokens, turns
 from emo_mlflow.models.loading import LoadedModel
-from emo_mlflow.types import Tokens
+from emo_mlflow.settings.templates import Form
+from emo_mlflow.types import FitTexts, Tokens
 
 
 def text_decoder(loaded: LoadedModel) -> Callable[[list[list[int]]], list[str]]:
@@ -59,3 +61,24 @@ def _say_control_tokens(tokenizer: PreTrainedTokenizerBase, found: Sequence[Toke
             "not as characters, as a rendered chat prompt means it; take them out where they are part of what somebody wrote",
             stacklevel=3,
         )
+
+
+def encode_prompts(loaded: LoadedModel, prompts: Sequence[str], form: Form) -> list[Tokens]:
+    """Token ids of each text that is to be continued: as it is, or as a user's turn that the assistant answers."""
+    if form.template == "none":
+        return encode(loaded, prompts, form.prepend_bos)
+    encode(loaded, prompts, prepend_bos=False)  # which tells of control tokens in them
+    return [chat_tokens(loaded.tokenizer, turns(prompt, form.system)) for prompt in prompts]
+
+
+def encode_fit_texts(loaded: LoadedModel, texts: Sequence[str], form: Form) -> FitTexts:
+    """Token ids of each text that directions are fitted on, and which of them are measured.
+
+    Under a template the text is the assistant's answer to `REQUEST`, as generation would have written it: its tokens follow the generation
+    prompt, and no end of turn follows them.
+    """
+    asked = () if form.template == "none" else chat_tokens(loaded.tokenizer, turns(REQUEST, form.system))
+    own = encode(loaded, texts, form.prepend_bos and not asked)
+    tokens = tuple((*asked, *ids) for ids in own)
+    first = {"text": 1, "response": max(1, len(asked))}
+    return FitTexts(tokens, tuple(first.get(form.fit_on, len(ids) - 1) for ids in tokens))

@@ -25,18 +25,20 @@ from emo_mlflow import __version__
 from emo_mlflow.common.machine import pick_device
 from emo_mlflow.errors import UserError
 from emo_mlflow.models.blocks import BlockStack
+from emo_mlflow.models.chat import end_tokens
 from emo_mlflow.models.hub import SMALL_FILES, hub_folder
 from emo_mlflow.models.loading import LoadedModel, load
 from emo_mlflow.models.names import ModelSpec, resolve
-from emo_mlflow.models.tokens import encode, text_decoder
+from emo_mlflow.models.tokens import encode_prompts, text_decoder
 from emo_mlflow.models.weights import INDEX, weight_files
+from emo_mlflow.settings.templates import Form
 from emo_mlflow.steering.decoding import Decoding
 from emo_mlflow.steering.edits import at_dose, make_patch
 from emo_mlflow.steering.engine import Engine
 from emo_mlflow.steering.packing import Row
 from emo_mlflow.steering.strength import budget_meter, find_strengths
 from emo_mlflow.sweep.grid import noise_seed
-from emo_mlflow.types import Cell, Condition, FloatArray, digest
+from emo_mlflow.types import Cell, Condition, FloatArray, Template, digest
 
 ARTIFACT = "steered"  # the folder in a logged model
 SETTINGS, DIRECTION, BASE = "steered.json", "direction.safetensors", "base"
@@ -53,6 +55,13 @@ class GenerationDefaults:
     seed: int
     prepend_bos: bool
     dtype: str
+    template: Template = "none"
+    system: str = ""
+
+    @property
+    def form(self) -> Form:
+        """How prompts become tokens; nothing is fitted here."""
+        return Form(self.template, self.system, self.prepend_bos)
 
 
 @dataclass(frozen=True)
@@ -144,7 +153,7 @@ class SteeredModel:
         _check_texts(prompts)
         if not prompts:
             return []
-        tokens = encode(self.loaded, prompts, generation.prepend_bos)
+        tokens = encode_prompts(self.loaded, prompts, generation.form)
         for i, ids in enumerate(tokens):
             if len(ids) + n_steps > self.loaded.context:
                 raise UserError(
@@ -158,7 +167,8 @@ class SteeredModel:
         cells = _cells(condition, prompts, sampled=temperature > 0)
         for cell, ids in zip(cells, tokens, strict=True):
             rows[cell] = Row(cell, ids, patch, noise_seed(seed, cell.prompt_id, cell.sample))
-        decoding = Decoding(n_steps, min(generation.min_new_tokens, n_steps), temperature, self.loaded.eos_ids, self.loaded.absent_ids)
+        ends, absent = end_tokens(self.loaded, generation.form), self.loaded.absent_ids
+        decoding = Decoding(n_steps, min(generation.min_new_tokens, n_steps), temperature, ends, absent)
         engine = Engine(self._stack, decoding, text_decoder(self.loaded))
         with self._lock:
             done = {item.cell: item for pack in engine.generate(list(rows.values())) for item in pack}

@@ -25,6 +25,8 @@ class Parameter:
         of_child: the runs of a sweep's conditions have it as a param.
         apart: sweeps that differ in it write different texts, which a comparison says; sweeps of one model are named by the two
             smallest of these numbers that differ. 0: texts do not depend on it, or the tables show it.
+        before: what sweeps did that were made before there was this parameter; None if there always was. At this value it is not in
+            the hash of a sweep's work, so that a sweep that was begun earlier goes on.
     """
 
     parse: Callable[[str], Any]
@@ -34,13 +36,22 @@ class Parameter:
     how: bool = False
     of_child: bool = False
     apart: int = 0
+    before: str | None = None
 
 
 def parameter(
-    parse: Callable[[str], Any], default: str, help: str, group: Group, *, how: bool = False, of_child: bool = False, apart: int = 0
+    parse: Callable[[str], Any],
+    default: str,
+    help: str,
+    group: Group,
+    *,
+    how: bool = False,
+    of_child: bool = False,
+    apart: int = 0,
+    before: str | None = None,
 ) -> Any:
     """A field of a settings class that a person may set; see `Parameter`."""
-    return field(metadata={METADATA: Parameter(parse, default, help, group, how, of_child, apart)})
+    return field(metadata={METADATA: Parameter(parse, default, help, group, how, of_child, apart, before)})
 
 
 def same_as(settings: type[Any], name: str) -> Any:

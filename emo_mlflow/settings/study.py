@@ -12,7 +12,8 @@ from emo_mlflow.errors import UserError
 from emo_mlflow.settings.declared import parameter, read, same_as, table_of
 from emo_mlflow.settings.parsing import as_it_is, choice, each, integer, items, number, or_nothing
 from emo_mlflow.settings.sweep import SweepSettings
-from emo_mlflow.types import AlphaUnit, Control, Scope, Site
+from emo_mlflow.settings.templates import check_form
+from emo_mlflow.types import AlphaUnit, Control, FitOn, Scope, Site, Template
 
 Procedure = Literal["sequence", "holm"]
 Search = Literal["none", "depths"]
@@ -79,6 +80,9 @@ class StudySettings:
     site: Site = same_as(SweepSettings, "site")
     direction: str = same_as(SweepSettings, "direction")
     prepend_bos: bool = same_as(SweepSettings, "prepend_bos")
+    template: Template | Literal["auto"] = same_as(SweepSettings, "template")
+    system: str = same_as(SweepSettings, "system")
+    fit_on: FitOn | None = same_as(SweepSettings, "fit_on")
     max_samples: int = parameter(integer(6), "30", "Prompts to continue, at most.", "how much")
     samples_per_prompt: int = same_as(SweepSettings, "samples_per_prompt")
     sequence_length: int = parameter(integer(1), "20", "New tokens per text.", "how much")
@@ -123,6 +127,7 @@ def make_study(given: Mapping[str, str | None]) -> StudySettings:
         raise UserError(f"margin={settings.margin:g} leaves no loss to rule out: give a number above 0")
     if settings.ray_address != "local" and settings.engine != "ray":
         raise UserError(f"ray_address={settings.ray_address!r} needs engine=ray")
+    check_form(settings)
     return settings
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 from emo_mlflow.errors import UserError
 from emo_mlflow.settings.declared import parameter, read, table_of
@@ -26,7 +26,8 @@ from emo_mlflow.settings.parsing import (
     temperature,
 )
 from emo_mlflow.settings.profiles import DEFAULT, OF_HEADS, PROFILES
-from emo_mlflow.types import AlphaUnit, HeadOperation, Operation, Scope, Screen, Site, digest
+from emo_mlflow.settings.templates import check_form, fit_on_of
+from emo_mlflow.types import AlphaUnit, FitOn, HeadOperation, Operation, Scope, Screen, Site, Template, digest
 
 
 # fmt: off
@@ -67,6 +68,17 @@ class SweepFields:
     )
     directions: str = parameter(as_it_is, "fit", "fit on the data set, or a run id or .safetensors file to take directions from.", "what", apart=12)
     prepend_bos: bool = parameter(boolean, "true", "Put the model's document-start token in front of every text.", "what", of_child=True, apart=10)
+    template: Template | Literal["auto"] = parameter(
+        choice(*get_args(Template), "auto"), "none",
+        "Prompts as they are (none), as a user's turn in the model's chat template (chat), or chat for an instruct model (auto).",
+        "what", of_child=True, apart=15, before="none",
+    )
+    system: str = parameter(as_it_is, "", "System turn in front of every chat.", "what", apart=16, before="")
+    fit_on: FitOn | None = parameter(
+        or_nothing(choice(*get_args(FitOn))), "",
+        "Tokens that directions are fitted on: response (the assistant's), text (all but the first), last. Default: text; in a chat, response.",
+        "what", apart=17, before="text",
+    )
     sequence_length: int = parameter(integer(1), "30", "New tokens per text.", "how much", of_child=True, apart=7)
     min_new_tokens: int = parameter(
         or_nothing(integer(0)), "", "End-of-sequence is suppressed before this many; default: the whole length.", "how much", apart=8
@@ -113,7 +125,10 @@ class SweepSettings(SweepFields):
         Raises:
             UserError: for a layer that the model does not have.
         """
-        return SweepConfig(**vars(self) | {"emotions": emotions, "layers": resolve_layers(self.layers, n_layers)})
+        return SweepConfig(**vars(self) | self._known(emotions, resolve_layers(self.layers, n_layers)))
+
+    def _known(self, emotions: tuple[str, ...], layers: tuple[int, ...]) -> dict[str, Any]:
+        return {"emotions": emotions, "layers": layers, "fit_on": fit_on_of(self.fit_on, self.template)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,7 +189,7 @@ class HeadSettings(HeadFields, SweepSettings):
         target = n_layers - 1 if self.target_layer is None else self.target_layer
         if not max(layers) <= target < n_layers:
             raise UserError(f"target_layer={target} is not from {max(layers)}, the last of the layers, to {n_layers - 1}")
-        return HeadConfig(**vars(self) | {"emotions": emotions, "layers": layers, "target_layer": target})
+        return HeadConfig(**vars(self) | self._known(emotions, layers) | {"target_layer": target})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,6 +210,7 @@ def make_config(profile: str = DEFAULT, given: Mapping[str, str | None] | None =
         raise UserError(
             f"direction={settings.direction} chooses what is fitted, and directions={settings.directions} is fitted already: give one of them"
         )
+    check_form(settings)
     return settings
 
 
@@ -204,7 +220,9 @@ def make_head_config(profile: str = DEFAULT, given: Mapping[str, str | None] | N
     Raises:
         UserError: naming the parameter, its value and what it may be.
     """
-    return HeadSettings(profile=profile, **_values(HeadSettings, profile, given or {}, OF_HEADS))
+    settings = HeadSettings(profile=profile, **_values(HeadSettings, profile, given or {}, OF_HEADS))
+    check_form(settings)
+    return settings
 
 
 def _values(
@@ -227,6 +245,11 @@ def _values(
 HOW = frozenset(name for name, item in table_of(SweepSettings).items() if item.how)  # what may differ when a sweep is resumed
 
 
+# What sweeps did that were made before there was the parameter.
+BEFORE = {name: item.parse(item.before) for name, item in table_of(SweepSettings).items() if item.before is not None}
+
+
 def work_hash(config: SweepFields) -> str:
-    """Identifies what a sweep computes, however and wherever it is run."""
-    return digest({name: value for name, value in asdict(config).items() if name != "profile" and name not in HOW})
+    """Identifies what a sweep computes, however and wherever it is run; a later parameter counts only if it is not as it was before."""
+    counted = {name: value for name, value in asdict(config).items() if name != "profile" and name not in HOW}
+    return digest({name: value for name, value in counted.items() if name not in BEFORE or value != BEFORE[name]})

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import get_args
+from typing import Literal, get_args
 
 from emo_mlflow.settings.declared import parameter, same_as
 from emo_mlflow.settings.direction_choice import METHODS
 from emo_mlflow.settings.parsing import boolean, choice, each, integer, method
 from emo_mlflow.settings.sweep import SweepSettings
-from emo_mlflow.types import Aggregation, Site
+from emo_mlflow.types import Aggregation, FitOn, Site, Template
 
 
 # fmt: off
@@ -30,6 +30,9 @@ class VectorSettings:
     n_bootstrap: int = parameter(integer(2), "100", "Resamples of texts for the stability of subspaces.", "how much")
     save_activations: bool = parameter(boolean, "false", "Keep every text's vector at every layer in activations.safetensors.", "logging")
     prepend_bos: bool = same_as(SweepSettings, "prepend_bos")
+    template: Template | Literal["auto"] = same_as(SweepSettings, "template")
+    system: str = same_as(SweepSettings, "system")
+    fit_on: FitOn | None = same_as(SweepSettings, "fit_on")
     device: str = same_as(SweepSettings, "device")
     dtype: str = same_as(SweepSettings, "dtype")
     seed: int = same_as(SweepSettings, "seed")

@@ -17,15 +17,17 @@ from emo_mlflow.directions.fitting import choose_direction
 from emo_mlflow.directions.readouts import judge
 from emo_mlflow.errors import UserError
 from emo_mlflow.models.blocks import BlockStack
+from emo_mlflow.models.chat import resolved_form
 from emo_mlflow.models.loading import LoadedModel, check, load
 from emo_mlflow.models.names import ModelSpec, resolve
-from emo_mlflow.models.tokens import encode
+from emo_mlflow.models.tokens import encode_fit_texts, encode_prompts
 from emo_mlflow.prompts.selection import PromptSet, load_prompts
 from emo_mlflow.scoring.loading import load_scorers
 from emo_mlflow.scoring.protocol import Scorers
 from emo_mlflow.scoring.targets import target_metric
 from emo_mlflow.settings.direction_choice import parse_direction
 from emo_mlflow.settings.study import StudySettings, check_emotions, value_of
+from emo_mlflow.settings.templates import form_of
 from emo_mlflow.statistics.sequential import Looks
 from emo_mlflow.steering.strength import budget_meter, passage_tokens
 from emo_mlflow.study.arms import Arms, Sources
@@ -79,6 +81,8 @@ def prepare_study(settings: StudySettings) -> StudyInputs:
     labels = check_labels(prompts.emotions, {e: target_metric(e, scorers.metrics) for e in prompts.emotions}, scorers.metrics)
     items = load_items(settings.items)
     check(spec, device, getattr(torch, settings.dtype))
+    form = resolved_form(spec, settings)
+    settings = replace(settings, template=form.template, fit_on=form.fit_on)
     return StudyInputs(settings, prompts, labels, scorers, items, spec, device)
 
 
@@ -112,7 +116,7 @@ def lay_out(inputs: StudyInputs) -> StudyPlan:
     stack = BlockStack(loaded.model)
     second = tuple(Prompt(row["text"], "neutral", "test") for row in _rows("second_prompts.jsonl"))
     tokens = _tokens(loaded, [*prompts.test, *second], settings)
-    texts = encode(loaded, [prompt.text for prompt in prompts.fit], settings.prepend_bos)
+    texts = encode_fit_texts(loaded, [prompt.text for prompt in prompts.fit], form_of(settings))
     means, norms = text_means(stack, texts, settings.site, fingerprint=loaded.fingerprint)
     labels = [prompt.emotion for prompt in prompts.fit]
     directions = choose_direction(settings.direction, means, labels, prompts.reference, settings.site)
@@ -145,6 +149,9 @@ def _design(settings: StudySettings, places: tuple[Place, ...], prompts: Sequenc
         sequence_length=settings.sequence_length,
         temperature=settings.temperature,
         seed=settings.seed,
+        template=settings.template,
+        system=settings.system,
+        fit_on=str(settings.fit_on),
     )
 
 
@@ -155,7 +162,7 @@ def _rows(name: str) -> list[dict[str, str]]:
 
 def _tokens(loaded: LoadedModel, prompts: Sequence[Prompt], settings: StudySettings) -> dict[str, Tokens]:
     found = {}
-    for prompt, tokens in zip(prompts, encode(loaded, [p.text for p in prompts], settings.prepend_bos), strict=True):
+    for prompt, tokens in zip(prompts, encode_prompts(loaded, [p.text for p in prompts], form_of(settings)), strict=True):
         if not tokens or len(tokens) + settings.sequence_length > loaded.context:
             raise UserError(
                 f"the prompt {prompt.text[:40]!r} has {len(tokens)} tokens; with {settings.sequence_length} new ones it does not fit the model's "

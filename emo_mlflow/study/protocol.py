@@ -7,7 +7,7 @@ comes from how well the direction reads held-out texts, and the strength from th
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any, Literal
 
 import numpy as np
@@ -100,6 +100,9 @@ class Design:
     sequence_length: int
     temperature: float
     seed: int
+    template: str = "none"
+    system: str = ""
+    fit_on: str = "text"
 
     @property
     def emotions(self) -> tuple[str, ...]:
@@ -118,8 +121,9 @@ class Design:
 
     @property
     def design_id(self) -> str:
-        """Identifies the design: a study whose design was changed afterwards has another."""
-        return digest(self.as_json())
+        """Identifies the design: a study whose design was changed afterwards has another. What is younger than a study is not in its hash."""
+        later = {item.name: item.default for item in fields(self) if item.default is not MISSING}
+        return digest({name: value for name, value in self.as_json().items() if name not in later or value != later[name]})
 
     def as_json(self) -> dict[str, Any]:
         """What design.json holds."""

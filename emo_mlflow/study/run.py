@@ -8,8 +8,10 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
+from emo_mlflow.models.chat import end_tokens
 from emo_mlflow.models.tokens import text_decoder
 from emo_mlflow.scoring.broken import LIMIT
+from emo_mlflow.settings.templates import form_of
 from emo_mlflow.statistics.corrections import corrected
 from emo_mlflow.statistics.margins import harmed, mean_interval
 from emo_mlflow.statistics.moments import Floats
@@ -36,7 +38,8 @@ WriteRows = Callable[[Sequence[Row]], Iterator[Sequence[Completion]]]
 def decoding_of(plan: StudyPlan) -> Decoding:
     """How its texts are written: all of one length."""
     design = plan.design
-    return Decoding(design.sequence_length, design.sequence_length, design.temperature, plan.loaded.eos_ids, plan.loaded.absent_ids)
+    ends, absent = end_tokens(plan.loaded, form_of(plan.inputs.settings)), plan.loaded.absent_ids
+    return Decoding(design.sequence_length, design.sequence_length, design.temperature, ends, absent)
 
 
 def engine_of(plan: StudyPlan) -> Engine:

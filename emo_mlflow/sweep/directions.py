@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,13 +16,13 @@ from emo_mlflow.prompts.selection import PromptSet
 from emo_mlflow.settings.sweep import SweepConfig
 from emo_mlflow.sweep.budgets import find_doses
 from emo_mlflow.sweep.swept import SweptDirections
-from emo_mlflow.types import Condition, Fit, Tokens
+from emo_mlflow.types import Condition, Fit, FitTexts
 
 MOST_CONDITIONS = 1_000_000  # a gigabyte of them
 
 
 def over_directions(
-    prompts: PromptSet, config: SweepConfig, loaded: LoadedModel, stack: BlockStack, texts: Sequence[Tokens], file: Path | None
+    prompts: PromptSet, config: SweepConfig, loaded: LoadedModel, stack: BlockStack, texts: FitTexts, file: Path | None
 ) -> tuple[SweptDirections, tuple[Condition, ...]]:
     """The directions of a sweep and its conditions.
 
@@ -74,7 +73,7 @@ def make_conditions(config: SweepConfig) -> tuple[Condition, ...]:
     return tuple(found)
 
 
-def _read(file: Path, config: SweepConfig, loaded: LoadedModel, stack: BlockStack, texts: Sequence[Tokens]) -> Fit:
+def _read(file: Path, config: SweepConfig, loaded: LoadedModel, stack: BlockStack, texts: FitTexts) -> Fit:
     """A file's directions, and the residual norms at their site, which are measured where the file has none."""
     directions, metadata = load_directions(file)
     shape = (loaded.n_layers, loaded.d_model)

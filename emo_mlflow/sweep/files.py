@@ -12,7 +12,7 @@ import pandas as pd
 
 from emo_mlflow.common.names import shown
 from emo_mlflow.errors import UserError
-from emo_mlflow.settings.sweep import SweepConfig
+from emo_mlflow.settings.sweep import BEFORE, SweepConfig
 from emo_mlflow.settings.tables import PARAMETERS
 from emo_mlflow.sweep.schemas import CONDITIONS, KEYS, TABLES
 
@@ -38,7 +38,7 @@ def read_config_file(path: Path, run_id: str) -> dict[str, Any]:
         if not isinstance(content.get(name), kind):
             raise UserError(f"{where}: {name} is {shown(content.get(name))}")
     defaults = {name: parameter.parse(parameter.default) for name, parameter in PARAMETERS.items() if parameter.default}
-    settings = {"min_new_tokens": 0, "profile": "", **defaults, **content["config"]}
+    settings = {"min_new_tokens": 0, "profile": "", **defaults, **BEFORE, **content["config"]}
     for name, value in settings.items():
         if not _is_setting(name, value):
             raise UserError(f"{where}: {name} is {shown(value)}")

@@ -24,11 +24,11 @@ from emo_mlflow.prompts.selection import PromptSet
 from emo_mlflow.settings.sweep import HeadConfig
 from emo_mlflow.steering.operations import HEAD_REPLACEMENTS
 from emo_mlflow.sweep.swept import SweptHeads
-from emo_mlflow.types import Condition, FloatArray, Screen, Tokens, digest
+from emo_mlflow.types import Condition, FitTexts, FloatArray, Screen, digest
 
 
 def over_heads(
-    prompts: PromptSet, config: HeadConfig, stack: BlockStack, texts: Sequence[Tokens]
+    prompts: PromptSet, config: HeadConfig, stack: BlockStack, texts: FitTexts
 ) -> tuple[SweptHeads, tuple[Condition, ...]]:
     """The model's heads, ranked by direct effect, and the conditions in which they are replaced.
 
@@ -43,7 +43,7 @@ def over_heads(
 
 
 def _screen(
-    stack: BlockStack, config: HeadConfig, texts: Sequence[Tokens], labels: Sequence[str], reference: str | None
+    stack: BlockStack, config: HeadConfig, texts: FitTexts, labels: Sequence[str], reference: str | None
 ) -> SweptHeads:
     target = config.target_layer
     states = head_states(stack, texts, target)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -15,13 +15,15 @@ from emo_mlflow.common.names import same_name
 from emo_mlflow.directions.files import load_directions
 from emo_mlflow.errors import UserError
 from emo_mlflow.models.blocks import BlockStack
+from emo_mlflow.models.chat import resolved_form
 from emo_mlflow.models.loading import LoadedModel, check, load
 from emo_mlflow.models.names import ModelSpec, resolve
-from emo_mlflow.models.tokens import encode
+from emo_mlflow.models.tokens import encode_fit_texts, encode_prompts
 from emo_mlflow.prompts.selection import PromptSet, emotions_to_continue, load_prompts
 from emo_mlflow.scoring.loading import load_scorers
 from emo_mlflow.scoring.protocol import Scorers
 from emo_mlflow.settings.sweep import HeadConfig, SweepConfig, SweepSettings
+from emo_mlflow.settings.templates import form_of
 from emo_mlflow.steering.engine import Engine
 from emo_mlflow.steering.operations import HEAD_REPLACEMENTS
 from emo_mlflow.sweep.budgets import check_budgets
@@ -73,6 +75,8 @@ def prepare(settings: SweepSettings, directions_file: Path | None = None) -> Inp
     check_budgets(settings)
     scorers = load_scorers(settings.scorers)
     check(spec, device, getattr(torch, settings.dtype))
+    form = resolved_form(spec, settings)
+    settings = replace(settings, template=form.template, fit_on=form.fit_on)
     return Inputs(settings, emotions, prompts, scorers, spec, device, directions_file)
 
 
@@ -126,8 +130,8 @@ def make_plan(inputs: Inputs) -> Plan:
     loaded = load(inputs.spec, inputs.device, getattr(torch, inputs.settings.dtype))
     stack = BlockStack(loaded.model)
     config = inputs.settings.resolved(inputs.emotions, loaded.n_layers)
-    tokens = encode_prompts(loaded, prompts.test, config)
-    texts = encode(loaded, [prompt.text for prompt in prompts.fit], config.prepend_bos)
+    tokens = tokens_by_prompt(loaded, prompts.test, config)
+    texts = encode_fit_texts(loaded, [prompt.text for prompt in prompts.fit], form_of(config))
     swept: Swept
     conditions: tuple[Condition, ...]
     if isinstance(config, HeadConfig):
@@ -140,7 +144,7 @@ def make_plan(inputs: Inputs) -> Plan:
     return Plan(config, swept, conditions, tokens, inputs, loaded, stack, own=own)
 
 
-def encode_prompts(loaded: LoadedModel, prompts: Sequence[Prompt], config: SweepConfig) -> dict[str, Tokens]:
+def tokens_by_prompt(loaded: LoadedModel, prompts: Sequence[Prompt], config: SweepConfig) -> dict[str, Tokens]:
     """Token ids of the prompts to continue, by prompt_id.
 
     Raises:
@@ -149,7 +153,7 @@ def encode_prompts(loaded: LoadedModel, prompts: Sequence[Prompt], config: Sweep
     found = dict(
         zip(
             [prompt.prompt_id for prompt in prompts],
-            encode(loaded, [prompt.text for prompt in prompts], config.prepend_bos),
+            encode_prompts(loaded, [prompt.text for prompt in prompts], form_of(config)),
             strict=True,
         )
     )

@@ -14,10 +14,12 @@ import pyarrow.compute as pc
 import torch
 
 from emo_mlflow.models.blocks import BlockStack
+from emo_mlflow.models.chat import end_tokens
 from emo_mlflow.models.loading import LoadedModel
 from emo_mlflow.models.tokens import text_decoder
 from emo_mlflow.scoring.protocol import Scorers
 from emo_mlflow.settings.sweep import SweepConfig
+from emo_mlflow.settings.templates import form_of
 from emo_mlflow.steering.decoding import Decoding
 from emo_mlflow.steering.engine import Engine
 from emo_mlflow.sweep.grid import Grid
@@ -31,7 +33,8 @@ COMPLETION = pa.schema([*CELL, *(COMPLETIONS.field(name) or CONDITIONS.field(nam
 
 def make_engine(config: SweepConfig, loaded: LoadedModel, stack: BlockStack) -> Engine:
     """The engine, set up for a sweep's settings."""
-    decoding = Decoding(config.sequence_length, config.min_new_tokens, config.temperature, loaded.eos_ids, loaded.absent_ids)
+    ends = end_tokens(loaded, form_of(config))
+    decoding = Decoding(config.sequence_length, config.min_new_tokens, config.temperature, ends, loaded.absent_ids)
     return Engine(stack, decoding, text_decoder(loaded), config.batch_size)
 
 

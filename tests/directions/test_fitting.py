@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy import linalg, optimize, stats
 from tiny_models import FAMILIES, tiny_model
 
-from emo_mlflow.directions.activations import text_means, token_states
+from emo_mlflow.directions.activations import text_means, token_states, whole
 from emo_mlflow.directions.controls import random_control
 from emo_mlflow.directions.files import check_directions, load_directions, save_directions
 from emo_mlflow.directions.fitting import choose_direction, fit_directions
@@ -59,7 +59,7 @@ def test_means_are_of_the_texts_own_tokens(family, site):
     model = tiny_model(family)
     stack = BlockStack(model)
     for aggregation, pool in (("mean", lambda h: h[1:].mean(axis=0)), ("last", lambda h: h[-1])):
-        means, norms = text_means(stack, TEXTS, site, aggregation)
+        means, norms = text_means(stack, whole(TEXTS), site, aggregation)
         for i, tokens in enumerate(TEXTS):
             expected = streams(model, tokens)[site == "resid_post" :][: stack.n_layers]
             np.testing.assert_allclose(means[i], [pool(h) for h in expected], rtol=1e-4, atol=1e-4)
@@ -74,7 +74,7 @@ def test_attention_weighting(family):
     model = tiny_model(family)
     stack = BlockStack(model)
     usual = model.config._attn_implementation
-    means, _ = text_means(stack, TEXTS, "resid_pre", "attention")
+    means, _ = text_means(stack, whole(TEXTS), "resid_pre", "attention")
     assert model.config._attn_implementation == usual
     model.set_attn_implementation("eager")
     for i, tokens in enumerate(TEXTS):
@@ -261,11 +261,11 @@ def test_fit_on_a_model_reports_held_out_accuracy_and_refuses_empty_texts():
     rng = np.random.default_rng(0)
     prompts = [Prompt(str(i), "joy" if i % 2 else "neutral", "fit") for i in range(12)]
     tokens = [(0, *rng.integers(10, 60 if i % 2 else 200, 6).tolist()) for i in range(12)]
-    fit = fit_directions(stack, prompts, tokens, "resid_post", "neutral", "subspace:2")
+    fit = fit_directions(stack, prompts, whole(tokens), "resid_post", "neutral", "subspace:2")
     assert fit.directions["joy"].basis is not None and fit.accuracy["joy"].shape == (4,)
     assert fit.residual_norms.shape == (4,) and (fit.residual_norms > 0).all()
     with pytest.raises(UserError, match="too short"):
-        fit_directions(stack, prompts, [(0,), *tokens[1:]], "resid_post", "neutral")
+        fit_directions(stack, prompts, whole([(0,), *tokens[1:]]), "resid_post", "neutral")
 
 
 def test_files_keep_everything(tmp_path: Path):

@@ -11,6 +11,7 @@ import pytest
 import torch
 from tiny_models import tiny_model
 
+from emo_mlflow.directions.activations import whole
 from emo_mlflow.directions.heads import HeadStates, direct_effects, head_states, head_writes
 from emo_mlflow.errors import UserError
 from emo_mlflow.models.blocks import BlockStack
@@ -62,7 +63,7 @@ def test_heads_add_up_to_the_stream(family):
     model = tiny_model(family)
     stack = BlockStack(model)
     tokens, _ = texts(6)
-    states = head_states(stack, tokens, TARGET)
+    states = head_states(stack, whole(tokens), TARGET)
     for i, ids in enumerate(tokens):
         start, attention, mlp = sublayer_outputs(model, ids)
         for layer in range(stack.n_layers):
@@ -87,7 +88,7 @@ def test_a_head_that_alone_writes_is_found_and_the_rest_have_no_effect(family):
             if layer == 1:
                 by_input[8:16] = kept
     tokens, labels = texts()
-    states = head_states(stack, tokens, TARGET)
+    states = head_states(stack, whole(tokens), TARGET)
     table = direct_effects(states, head_writes(stack), labels, "neutral", TARGET).set_index(["layer", "head"])
     assert len(table) == 12 and table.loc[(1, 1), "rank"] == 1 and abs(table.loc[(1, 1), "direct_effect"]) > 0.01
     assert not table.drop((1, 1))["direct_effect"].any()
@@ -99,7 +100,7 @@ def test_shares_of_everything_sum_to_one(family):
     model = tiny_model(family)
     stack = BlockStack(model)
     tokens, labels = texts(40)
-    states = head_states(stack, tokens, TARGET)
+    states = head_states(stack, whole(tokens), TARGET)
     heads = direct_effects(states, head_writes(stack), labels, "neutral", TARGET, seed=3)
     parts = np.zeros((40, stack.n_layers, 3, stack.d_model), np.float32)
     for i, ids in enumerate(tokens):
@@ -120,7 +121,7 @@ def test_direct_effects_are_held_out():
     stack = BlockStack(model)
     rng = np.random.default_rng(1)
     tokens = [(0, *rng.integers(10, 250, 5).tolist()) for _ in range(60)]
-    states, found = head_states(stack, tokens, TARGET), []
+    states, found = head_states(stack, whole(tokens), TARGET), []
     for seed in range(20):
         labels = rng.permutation(["joy"] * 30 + ["neutral"] * 30).tolist()
         try:
@@ -142,7 +143,7 @@ def test_no_hook_is_left():
     stack = BlockStack(model)
     tokens = torch.tensor([[0, 5, 6, 7]])
     before = model(input_ids=tokens).logits
-    head_states(stack, [(0, 5, 6), (0, 9, 8, 7)], 3)
+    head_states(stack, whole([(0, 5, 6), (0, 9, 8, 7)]), 3)
     assert torch.equal(model(input_ids=tokens).logits, before)
     assert not any(module._forward_pre_hooks or module._forward_hooks for module in model.modules())
 

@@ -16,7 +16,7 @@ from emo_mlflow.directions.files import save_directions
 from emo_mlflow.errors import UserError
 from emo_mlflow.settings.sweep import make_config
 from emo_mlflow.sweep.estimate import estimate
-from emo_mlflow.sweep.plan import Plan, encode_prompts, make_plan, prepare
+from emo_mlflow.sweep.plan import Plan, make_plan, prepare, tokens_by_prompt
 from emo_mlflow.sweep.run import run
 from emo_mlflow.sweep.tables import one_likelihood
 
@@ -109,7 +109,7 @@ def test_a_prompt_without_tokens_is_refused(place):
 
     nothing = replace(plan.loaded, tokenizer=Nothing())
     with pytest.raises(UserError, match="has no tokens"):
-        encode_prompts(nothing, plan.inputs.prompts.test, plan.config)
+        tokens_by_prompt(nothing, plan.inputs.prompts.test, plan.config)
 
 
 def test_a_text_has_one_likelihood():
