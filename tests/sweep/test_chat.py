@@ -127,7 +127,8 @@ def test_a_study_and_vectors_of_chats(here):
     design = json.loads((folder / "design.json").read_text())
     assert (design["template"], design["fit_on"], design["system"]) == ("chat", "response", "")
     assert len(pd.read_parquet(folder / "completions.parquet")) > 0
-    fitted = invoke("vectors", "--model", "model", *COMMON, "--emotions", "gratitude", "--n-bootstrap", "4", "--components", "2", "--template", "auto")
+    words = ("--emotions", "gratitude", "--n-bootstrap", "4", "--components", "2")
+    fitted = invoke("vectors", "--model", "model", *COMMON, *words, "--template", "auto")
     assert fitted.exit_code == 0 and "Template   chat" in fitted.output, (fitted.output, fitted.exception)
 
 
