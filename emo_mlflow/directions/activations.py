@@ -133,20 +133,18 @@ def token_states(
 
 
 @torch.inference_mode()
-def deviations(stack: BlockStack, texts: Sequence[Tokens], site: Site, layers: Collection[int]) -> dict[int, FloatArray]:
+def deviations(stack: BlockStack, texts: FitTexts, site: Site, layers: Collection[int]) -> dict[int, FloatArray]:
     """By layer, by how much the stream at single tokens differs from its mean over them, float32 [n_tokens, d_model].
 
-    Of texts that are spread evenly over all, and have about four times as many tokens as the stream is wide. The first position of each is left out.
-
-    Args:
-        texts: token ids, the document-start token first.
+    Of texts that are spread evenly over all, and have about four times as many tokens as the stream is wide. Tokens that are not measured are left out.
     """
-    total = sum(len(tokens) - 1 for tokens in texts)
-    some = texts[:: max(1, total // (TOKENS_PER_DIMENSION * stack.d_model))]
+    total = sum(len(tokens) - first for tokens, first in zip(texts.tokens, texts.first, strict=True))
+    every = max(1, total // (TOKENS_PER_DIMENSION * stack.d_model))
+    some = FitTexts(texts.tokens[::every], texts.first[::every])
     found: dict[int, list[FloatArray]] = {layer: [] for layer in sorted(layers)}
-    for members in batches(some):
-        tokens = torch.tensor([some[i] for i in members], dtype=torch.long, device=stack.device)
-        for layer, own in enumerate(own_streams(stack, tokens, site)):
+    for first, members in batches(some):
+        tokens = torch.tensor([some.tokens[i] for i in members], dtype=torch.long, device=stack.device)
+        for layer, own in enumerate(own_streams(stack, tokens, site, first)):
             if layer in found:
                 found[layer].append(own.flatten(0, 1).cpu().numpy())
             if layer == max(found):

@@ -8,7 +8,7 @@ import torch
 from scipy import stats
 from tiny_models import tiny_model
 
-from emo_mlflow.directions.activations import TOKENS_PER_DIMENSION, deviations
+from emo_mlflow.directions.activations import TOKENS_PER_DIMENSION, deviations, whole
 from emo_mlflow.directions.controls import (
     FEWEST_TEXTS,
     check_controls,
@@ -27,7 +27,7 @@ TEXTS = [(0, 5, 6, 7), (0, 9, 8), (0, 5, 9, 11, 12, 13), (0, 40, 41, 42)]
 def test_the_streams_covariance_is_that_of_single_tokens(site):
     """Guards: means of texts, which vary less than the stream and otherwise; the document-start token, which is tens of times as long."""
     model = tiny_model("llama")
-    found = deviations(BlockStack(model), TEXTS, site, [2, 1])
+    found = deviations(BlockStack(model), whole(TEXTS), site, [2, 1])
     assert list(found) == [1, 2]
     for layer, rows in found.items():
         with torch.no_grad():
@@ -40,7 +40,7 @@ def test_many_texts_are_thinned_evenly():
     model = tiny_model("llama")
     stack = BlockStack(model)
     texts = [(0, 5 + i % 40, 7, 9) for i in range(400)]
-    (rows,) = deviations(stack, texts, "resid_pre", [1]).values()
+    (rows,) = deviations(stack, whole(texts), "resid_pre", [1]).values()
     wanted = TOKENS_PER_DIMENSION * stack.d_model
     assert wanted <= len(rows) < 2 * wanted
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pandas as pd
@@ -24,6 +24,7 @@ from emo_mlflow.serving.steered_model import SETTINGS, GenerationDefaults, Setti
 from emo_mlflow.settings.sweep import make_config, work_hash
 from emo_mlflow.sweep.plan import Plan, make_plan, prepare
 from emo_mlflow.sweep.run import run
+from emo_mlflow.types import digest
 
 WORDS = {"gratitude": "you and the", "anger": "ring thin hour", "neutral": "stone brick road"}
 SYSTEM = "You are the one."
@@ -35,7 +36,7 @@ def place(tmp_path_factory) -> Path:
     save_chat(folder / "model", "qwen3")
     save_chat(folder / "strict", "gemma3")
     write_scorer(folder / "scorer", (Head("goemotions", ("gratitude", "anger"), "sigmoid", "logits", temperature=2.0),))
-    write_worded_texts(folder, WORDS, n_fit=6, n_test=6)
+    write_worded_texts(folder, WORDS, n_fit=12, n_test=6)
     items = [{"question": f"stone {i}", "choices": ["you", "ring", "and"], "answer": i % 3} for i in range(6)]
     (folder / "items.jsonl").write_text("\n".join(json.dumps(item) for item in items))
     return folder
@@ -149,9 +150,12 @@ def test_a_refused_system_turn_is_a_line(here, command):
     assert nothing.exit_code == 2 and "needs a chat template" in nothing.output
 
 
-def test_a_designs_id_is_what_it_was():
-    """Written down from the version before templates: a study that was begun earlier goes on."""
-    assert design_of().design_id == "21496174ba720a30"
+def test_a_designs_id_is_what_it_was_before_there_were_templates():
+    """A study that was begun earlier goes on; one whose template was changed does not go on unnoticed."""
+    design = design_of()
+    before = {name: value for name, value in design.as_json().items() if name not in ("template", "system", "fit_on")}
+    assert design.design_id == digest(before)
+    assert len({replace(design, **{name: "chat"}).design_id for name in ("template", "system", "fit_on")} | {design.design_id}) == 4
 
 
 def test_one_request_for_all():
