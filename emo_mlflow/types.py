@@ -178,6 +178,7 @@ class Completion:
         completion: the new text alone, without the prompt.
         n_tokens: new tokens, the end-of-sequence token not counted.
         nll: mean negative log-likelihood per new token (nats) under the unpatched model; NaN without tokens.
+        nll_sd: standard deviation of the tokens' negative log-likelihoods (nats); NaN where nll is.
         distinct_2: distinct token bigrams over all token bigrams of the completion; NaN below two tokens.
         n_patched: positions of this cell at which the residual stream was changed.
         failure: why there is no completion, or None.
@@ -187,6 +188,7 @@ class Completion:
     completion: str
     n_tokens: int
     nll: float
+    nll_sd: float
     distinct_2: float
     n_patched: int
     failure: str | None = None

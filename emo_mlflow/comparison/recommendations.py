@@ -56,7 +56,7 @@ def recommendations(sweeps: list[Responses], table: pd.DataFrame, family: tuple[
         chosen, reason = _choose(own, bool(significant(test["p_specific_holm"])))
         row = {} if chosen is None else records(own.loc[[chosen], wanted])[0]
         searched = records(own[["searchers", "searched_draws"]])[0] if len(own) else {}
-        counts = {"candidates": len(own), "n_broken": int((own["broken"] != "").sum())}
+        counts = {"candidates": len(own), "n_broken": int(own["broken"].sum())}
         rows.append({**test, **counts, "reason": reason, **searched, **row})
     # Without it, pandas makes layer 8 of one case 8.0 where another case has none.
     kinds = {name: table[name].dtype for name in ("layer", "head", "patch_window")}
@@ -73,14 +73,14 @@ def _p(own: pd.DataFrame) -> float:
 
 def largest(own: pd.DataFrame) -> int | None:
     """The row of the largest rise among the conditions that leave the text whole; None if nothing rises."""
-    rises = own.loc[(own["broken"] == "") & (own["rise"] > 0), "rise"]
+    rises = own.loc[~own["broken"] & (own["rise"] > 0), "rise"]
     return int(rises.index[int(np.argmax(rises.to_numpy(float)))]) if len(rises) else None
 
 
 def _choose(own: pd.DataFrame, beyond_random: bool) -> tuple[int | None, str]:
     if not len(own):
         return None, "no_target"
-    if not (own["broken"] == "").any():
+    if own["broken"].all():
         return None, "all_broken"
     best, sure = largest(own), largest(own[significant(own["p_holm"])])
     void = bool((own.loc[own.index == best, "draws_broken"] > MOST_BROKEN).any())

@@ -13,10 +13,10 @@ from emo_mlflow.comparison.sources import Source
 from emo_mlflow.statistics.effects import KEYS, prompt_cube, sample_means
 from emo_mlflow.statistics.moments import Floats
 from emo_mlflow.sweep.results import controlled
+from emo_mlflow.sweep.schemas import FLUENCY
 
 # What sets one condition of an emotion apart from the others, and names a test together with model and metric.
 SETTING = ["emotion", "layer", "head", "alpha", "scope", "patch_window"]
-FLUENCY = {"nll": "fluency.nll", "distinct_2": "fluency.distinct_2"}
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from emo_mlflow.comparison.responses import FLUENCY, Responses
-from emo_mlflow.comparison.tradeoff import how_broken
+from emo_mlflow.comparison.responses import Responses
+from emo_mlflow.scoring.broken import breaks_text
 from emo_mlflow.scoring.targets import target_metric
 from emo_mlflow.statistics import searched_p
 from emo_mlflow.statistics.moments import Floats, Mask, divide
+from emo_mlflow.sweep.schemas import FLUENCY
 
 COLUMNS = [
     "condition_id",
@@ -40,9 +41,7 @@ class Changes:
 
 def changes(sweep: Responses, target: str) -> Changes:
     """Changes of a target's label and of fluency under every condition, random ones too."""
-    means = {name: _mean(sweep, name) for name in (target, *FLUENCY.values())}
-    broken = how_broken(means[FLUENCY["nll"]], -means[FLUENCY["distinct_2"]]) != ""
-    return Changes(sweep.source.signs(sweep.conditions) * means[target], broken)
+    return Changes(sweep.source.signs(sweep.conditions) * _mean(sweep, target), breaks_text(_mean(sweep, FLUENCY["broken"])))
 
 
 def _mean(sweep: Responses, metric: str) -> Floats:

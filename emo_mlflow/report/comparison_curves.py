@@ -89,7 +89,7 @@ def _curve(axes: Axes, series: pd.DataFrame, over: str, i: int, label: str) -> N
     axes.errorbar(
         x, y, yerr=errors, color=colour, ls=LINES[i % len(LINES)], lw=1.4, elinewidth=0.9, capsize=2, zorder=3
     )
-    broken = series["broken"].to_numpy() != ""
+    broken = series["broken"].to_numpy(bool)
     marker = MARKERS[i % len(MARKERS)]
     axes.plot(x[~broken], y[~broken], marker=marker, ls="", ms=5, color=colour, zorder=4)
     axes.plot(x[broken], y[broken], marker=marker, ls="", ms=5, mfc="white", mec=colour, zorder=4)

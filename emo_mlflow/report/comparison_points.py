@@ -82,7 +82,7 @@ def random_null(comparison: Comparison, shown: pd.DataFrame, t: Mapping[str, str
 
 
 def pareto(comparison: Comparison, t: Mapping[str, str]) -> Figure | None:
-    """Gain against what it costs in likelihood, a panel per model; broken text hollow, the front joined."""
+    """Gain against the share of text that it breaks, a panel per model; broken text hollow, the front joined."""
     table = comparison.tables["tradeoff"]
     if not len(table):
         return None
@@ -97,12 +97,12 @@ def pareto(comparison: Comparison, t: Mapping[str, str]) -> Figure | None:
         for i, emotion in enumerate(emotions):
             own = table[(table["model"] == model) & (table["emotion"] == emotion)]
             colour, marker = SHADES[i % len(SHADES)], MARKERS[i % len(MARKERS)]
-            broken = own["broken"] != ""
+            broken = own["broken"]
             axes.scatter(
-                own["nll_rise"][~broken], own["gain"][~broken], s=26, marker=marker, color=colour, alpha=0.85, zorder=3
+                own["broken_rise"][~broken], own["gain"][~broken], s=26, marker=marker, color=colour, alpha=0.85, zorder=3
             )
             axes.scatter(
-                own["nll_rise"][broken],
+                own["broken_rise"][broken],
                 own["gain"][broken],
                 s=26,
                 marker=marker,
@@ -110,9 +110,9 @@ def pareto(comparison: Comparison, t: Mapping[str, str]) -> Figure | None:
                 edgecolor=colour,
                 zorder=2,
             )
-            front = own[~broken & (own["gain"] > 0)].sort_values("nll_rise")
+            front = own[~broken & (own["gain"] > 0)].sort_values("broken_rise")
             front = front[front["gain"] >= front["gain"].cummax()]
-            axes.plot(front["nll_rise"], front["gain"], color=colour, lw=0.9, ls=LINES[i % len(LINES)], zorder=1)
+            axes.plot(front["broken_rise"], front["gain"], color=colour, lw=0.9, ls=LINES[i % len(LINES)], zorder=1)
         axes.set_title(model)
         axes.axhline(0, color=MUTED, lw=0.8, zorder=0)
         axes.axvline(0, color=MUTED, lw=0.8, zorder=0)
@@ -126,6 +126,6 @@ def pareto(comparison: Comparison, t: Mapping[str, str]) -> Figure | None:
     ]
     handles.append(grid[0].plot([], [], marker="o", ls="", mfc="white", mec=MUTED, label=t["legend_broken"])[0])
     figure.legend(handles=handles, loc="outside upper left", ncols=4, frameon=False, fontsize=8)
-    figure.supxlabel(t["axis_nll"], fontsize=9)
+    figure.supxlabel(t["axis_broken"], fontsize=9)
     figure.supylabel(t["axis_gain"], fontsize=9)
     return figure

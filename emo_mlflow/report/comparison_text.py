@@ -11,10 +11,10 @@ import pandas as pd
 from emo_mlflow.comparison import Comparison
 from emo_mlflow.comparison.families import significant
 from emo_mlflow.comparison.rows import records
-from emo_mlflow.comparison.tradeoff import DISTINCT_2_LIMIT, NLL_LIMIT
 from emo_mlflow.report.blocks import Block, Bullets, Heading, Paragraph, Table
 from emo_mlflow.report.comparison_answer import Words, movement
 from emo_mlflow.report.highlights import setting_name
+from emo_mlflow.scoring.broken import RISE
 from emo_mlflow.statistics.intervals import BOOTSTRAP_FROM, LEAST
 from emo_mlflow.statistics.power import TARGET
 from emo_mlflow.statistics.signs import RANDOM_FLIPS
@@ -58,7 +58,7 @@ def recommended(comparison: Comparison, t: Words) -> list[Block]:
     rows, tradeoff = [], comparison.tables["tradeoff"]
     for row in records(comparison.tables["recommendations"]):
         own = tradeoff[(tradeoff["model"] == row["model"]) & (tradeoff["emotion"] == row["emotion"])]
-        why = t["reason_" + row["reason"]].format(nll=NLL_LIMIT, distinct=DISTINCT_2_LIMIT, **movement([own], t))
+        why = t["reason_" + row["reason"]].format(limit=RISE, **movement([own], t))
         if row["reason"] != "no_target":
             why += "; " + t["of_candidates"].format(broken=row["n_broken"], candidates=row["candidates"])
         cells = [t["none"], *[""] * 6]
@@ -70,7 +70,7 @@ def recommended(comparison: Comparison, t: Words) -> list[Block]:
                 interval(row["low"], row["high"]),
                 _draws(row, t),
                 _searched(row, t),
-                signed(row["nll_rise"]),
+                signed(row["broken_rise"]),
             ]
         rows.append([row["model"], row["emotion"], *cells, why])
     return [Heading(t["recommended"]), Table(t["columns_recommended"].split("|"), rows)]
@@ -150,8 +150,7 @@ def example_texts(examples: pd.DataFrame, t: Words) -> list[Block]:
 def methods(comparison: Comparison, t: Words) -> list[Block]:
     """Definitions and files."""
     text = t["methods_text"].format(
-        nll=NLL_LIMIT,
-        distinct=DISTINCT_2_LIMIT,
+        limit=RISE,
         resamples=comparison.n_bootstrap,
         flips=RANDOM_FLIPS,
         least=LEAST,

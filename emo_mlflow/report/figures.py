@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from emo_mlflow.report.findings import NLL, Finding, effect_table
+from emo_mlflow.report.findings import BROKEN, Finding, effect_table
 from emo_mlflow.report.style import BASELINE, DIVERGING, INK, MARKERS, PATCHED, RANDOM, new_figure
 from emo_mlflow.scoring.targets import target_metric
 from emo_mlflow.sweep.results import SweepResult
@@ -20,7 +20,7 @@ FAMILIES = {
     OWN: None,
     "sentiment: positive (probability)": "sentiment.positive",
     "politeness: polite (probability)": "politeness.polite",
-    "broken text: NLL (nats per token)": NLL,
+    "broken text (probability)": BROKEN,
 }
 MOST_NUMBERS = 60  # cells of a heat map beyond which numbers are not written into them
 
@@ -119,7 +119,7 @@ def against_random(findings: Sequence[Finding]) -> Figure:
 
 
 def effect_against_fluency(result: SweepResult) -> Figure:
-    """Every condition: how much the emotion's own label rose, and what that cost in likelihood under the unpatched model."""
+    """Every condition: how much the emotion's own label rose, and how much text it broke."""
     table = effect_table(result)
     metrics = set(table["metric"])
     emotions = list(dict.fromkeys(table.loc[table["kind"] == "emotion", "emotion"]))
@@ -135,10 +135,10 @@ def effect_against_fluency(result: SweepResult) -> Figure:
     for i, emotion in enumerate(name for name in emotions if targets[name]):
         own = wide[(wide["emotion"] == emotion) & (wide["kind"] == "emotion")]
         controls = wide[(wide["emotion"] == emotion) & (wide["kind"] == "random")]
-        axes.scatter(controls[NLL], controls[targets[emotion]], s=9, color=RANDOM, marker=".", zorder=1)
+        axes.scatter(controls[BROKEN], controls[targets[emotion]], s=9, color=RANDOM, marker=".", zorder=1)
         style: dict[str, Any] = {"marker": MARKERS[i % len(MARKERS)], "color": shades[i % len(shades)]}
         axes.scatter(
-            own[NLL],
+            own[BROKEN],
             own[targets[emotion]],
             s=38,
             alpha=0.85,
@@ -147,7 +147,7 @@ def effect_against_fluency(result: SweepResult) -> Figure:
             **style,
         )
     axes.scatter([], [], s=20, color=RANDOM, marker=".", label="random controls")
-    axes.set_xlabel("change of NLL under the unpatched model (nats per token)")
+    axes.set_xlabel("change of the share of broken text")
     axes.set_ylabel("change of the emotion's own label (probability)")
     axes.legend(frameon=False, fontsize=8.5)
     axes.spines[["top", "right"]].set_visible(False)

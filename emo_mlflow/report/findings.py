@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from emo_mlflow.scoring.broken import breaks_text
 from emo_mlflow.scoring.targets import expected_sign, target_metric
 from emo_mlflow.statistics import searched_p
 from emo_mlflow.statistics.moments import Floats
 from emo_mlflow.sweep.results import SweepResult, controlled
+from emo_mlflow.sweep.schemas import FLUENCY
 
-NLL = "fluency.nll"
+BROKEN = FLUENCY["broken"]
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Finding:
         searched: how many random controls were tried wherever the emotion was.
         p: of the largest difference among them, if each searches as the emotion did (`statistics.searched_p`); NaN without
             controls, or where the metric was chosen.
-        nll: mean per-token NLL under the unpatched model, patched; `nll_baseline` without intervention.
+        broken: mean probability that a text is broken (`scoring.broken`), patched; `broken_baseline` without intervention.
     """
 
     emotion: str
@@ -50,8 +52,13 @@ class Finding:
     randoms: tuple[float, ...]
     searched: int
     p: float
-    nll: float
-    nll_baseline: float
+    broken: float
+    broken_baseline: float
+
+    @property
+    def breaks_text(self) -> bool:
+        """Whether it raises the share of broken text by more than `scoring.broken` allows."""
+        return bool(breaks_text(self.broken - self.broken_baseline))
 
 
 def effect_table(result: SweepResult) -> pd.DataFrame:
@@ -82,7 +89,7 @@ def _finding(emotion: str, table: pd.DataFrame) -> Finding:
         measured = measured.assign(size=measured["mean_diff"].abs())
     candidates, controls = (measured[measured["kind"] == kind] for kind in ("emotion", "random"))
     best: Mapping[Any, Any] = candidates.iloc[int(candidates["size"].fillna(-np.inf).to_numpy().argmax())].to_dict()
-    nll = effects[(effects["condition_id"] == best["condition_id"]) & (effects["metric"] == NLL)].iloc[0].to_dict()
+    fluency = effects[(effects["condition_id"] == best["condition_id"]) & (effects["metric"] == BROKEN)].iloc[0].to_dict()
     largest = _of_searches(controls)
     searchers = 1 if candidates["head"].isna().all() else len(candidates[["layer", "head"]].drop_duplicates())
     return Finding(
@@ -103,8 +110,8 @@ def _finding(emotion: str, table: pd.DataFrame) -> Finding:
         randoms=tuple(float(row["mean_diff"]) for row in controls.to_dict("records") if controlled(row) == controlled(best)),
         searched=len(largest),
         p=searched_p(float(best["size"]), largest, searchers) if target else float("nan"),
-        nll=float(nll["mean_patched"]),
-        nll_baseline=float(nll["mean_baseline"]),
+        broken=float(fluency["mean_patched"]),
+        broken_baseline=float(fluency["mean_baseline"]),
     )
 
 

@@ -18,6 +18,7 @@ from emo_mlflow.report.sweep import example_table, verdict, write_examples
 from emo_mlflow.scoring.targets import target_metric
 from emo_mlflow.steering.operations import HEAD_REPLACEMENTS
 from emo_mlflow.sweep.results import SweepResult
+from emo_mlflow.sweep.schemas import FLUENCY
 from emo_mlflow.sweep.swept import SweptHeads
 
 STRONGEST = 12
@@ -69,18 +70,18 @@ def write_heads_report(result: SweepResult, heads: SweptHeads, folder: Path) -> 
 
 
 def tested_heads(result: SweepResult, effects: pd.DataFrame) -> pd.DataFrame:
-    """The conditions of emotions that have a metric of their own, with its mean_diff and d_z, NLL's rise, and their direct effects."""
+    """The conditions of emotions that have a metric of their own, with its mean_diff and d_z, the rise of broken text, and their direct effects."""
     table = effect_table(result)
     metrics = set(table["metric"])
     own = table[[target_metric(e, metrics) == m for e, m in zip(table["emotion"], table["metric"], strict=True)]]
-    nll = table[table["metric"] == "fluency.nll"].set_index("condition_id")["mean_diff"]
-    own = own.assign(nll_rise=own["condition_id"].map(nll), layer=own["layer"].astype(int), head=own["head"].astype(int))
+    broken = table[table["metric"] == FLUENCY["broken"]].set_index("condition_id")["mean_diff"]
+    own = own.assign(broken_rise=own["condition_id"].map(broken), layer=own["layer"].astype(int), head=own["head"].astype(int))
     return own.merge(effects, on=["emotion", "layer", "head"], how="left")
 
 
 def _table(tested: pd.DataFrame) -> Table:
     chosen = tested[tested["kind"] == "emotion"].sort_values(["emotion", "rank"]).groupby("emotion", sort=False).head(STRONGEST)
-    columns = ("emotion", "layer", "head", "direct effect", "95% interval", "change of own label", "d_z", "NLL rise")
+    columns = ("emotion", "layer", "head", "direct effect", "95% interval", "change of own label", "d_z", "broken text")
     rows = [
         (
             str(row["emotion"]),
@@ -90,7 +91,7 @@ def _table(tested: pd.DataFrame) -> Table:
             "" if pd.isna(row["low"]) else f"{row['low']:+.4f} to {row['high']:+.4f}",
             number(row["mean_diff"], "{:+.3f}"),
             number(row["d_z"], "{:+.2f}"),
-            number(row["nll_rise"], "{:+.3f}"),
+            number(row["broken_rise"], "{:+.3f}"),
         )
         for row in records(chosen)
     ]

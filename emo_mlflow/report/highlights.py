@@ -11,11 +11,12 @@ import pandas as pd
 from emo_mlflow.comparison import Comparison
 from emo_mlflow.comparison.families import significant
 from emo_mlflow.comparison.recommendations import largest
-from emo_mlflow.comparison.responses import FLUENCY, Responses
+from emo_mlflow.comparison.responses import Responses
 from emo_mlflow.comparison.rows import records
-from emo_mlflow.comparison.tradeoff import how_broken
+from emo_mlflow.scoring.broken import breaks_text
 from emo_mlflow.scoring.targets import target_metric
 from emo_mlflow.statistics.moments import Floats
+from emo_mlflow.sweep.schemas import FLUENCY
 
 FLUENCY_PREFIX = "fluency."
 SMALLEST_CHANGE = 0.01  # of a score
@@ -54,7 +55,7 @@ def strongest(comparison: Comparison, most: int) -> pd.DataFrame:
     """
     table = comparison.tables["effect_sizes"]
     fluency = table.pivot_table(index=["model", "condition_id"], columns="metric", values="mean_diff", dropna=False)
-    broken = how_broken(fluency[FLUENCY["nll"]], -fluency[FLUENCY["distinct_2"]]) != ""
+    broken = breaks_text(fluency[FLUENCY["broken"]])
     table = table[~pd.MultiIndex.from_frame(table[["model", "condition_id"]]).isin(fluency.index[broken])]
     table = table[(table["mean_diff"].abs() >= SMALLEST_CHANGE) & ~table["metric"].str.startswith(FLUENCY_PREFIX)]
     metrics = set(table["metric"])

@@ -12,6 +12,7 @@ from emo_mlflow.report.blocks import Block, Bullets, Heading, Paragraph, Picture
 from emo_mlflow.report.figures import against_random, effect_against_fluency, heat_maps
 from emo_mlflow.report.findings import Finding, findings
 from emo_mlflow.report.style import save
+from emo_mlflow.scoring.broken import RISE
 from emo_mlflow.sweep.results import SweepResult
 from emo_mlflow.sweep.schemas import KEYS
 
@@ -39,7 +40,7 @@ def verdict(found: Finding) -> str:
     if not isnan(found.p):
         controls = "that search as it did" if found.head is None else "control heads"
         text += f"; p = {found.p:.2g} among {found.searched} {controls}"
-    return f"{text}; NLL {found.nll_baseline:.2f} to {found.nll:.2f}."
+    return f"{text}; broken text {found.broken_baseline:.0%} to {found.broken:.0%}{', which breaks it' if found.breaks_text else ''}."
 
 
 def verdicts(result: SweepResult) -> list[str]:
@@ -51,7 +52,7 @@ def summary_lines(result: SweepResult) -> list[str]:
     """One screen for the terminal: per emotion its strongest condition."""
     heads = result.config.kind == "heads"
     setting = "head" if heads else "alpha"
-    header = f"{'emotion':<12}{'metric':<26}{'layer':>5}{setting:>7}{'base':>7}{'patched':>9}{'diff':>7}{'d_z':>7}{'random':>8}{'p':>6}{'NLL':>12}"
+    header = f"{'emotion':<12}{'metric':<26}{'layer':>5}{setting:>7}{'base':>7}{'patched':>9}{'diff':>7}{'d_z':>7}{'random':>8}{'p':>6}{'broken':>14}"
     lines = [
         "",
         f"Strongest effect of {'a head of each emotion' if heads else 'each direction'} on its own label",
@@ -62,14 +63,17 @@ def summary_lines(result: SweepResult) -> list[str]:
     for found in strongest:
         largest = f"{max(found.randoms, key=abs):+.2f}" if found.randoms else "-"
         p = f"{found.p:.2f}" if not isnan(found.p) else "-"
+        broken, mark = f"{found.broken_baseline:.0%} to {found.broken:.0%}", " !" if found.breaks_text else ""
         lines.append(
             f"{found.emotion[:11]:<12}{found.metric[:25]:<26}{found.layer:>5}{found.head if heads else found.alpha:>7g}"
-            f"{found.baseline:>7.2f}{found.patched:>9.2f}{found.difference:>+7.2f}{found.d_z:>7.2f}{largest:>8}{p:>6}{found.nll_baseline:>6.2f}>{found.nll:<5.2f}"
+            f"{found.baseline:>7.2f}{found.patched:>9.2f}{found.difference:>+7.2f}{found.d_z:>7.2f}{largest:>8}{p:>6}{broken:>14}{mark}"
         )
     failed = int(result.metrics.get("failed_cells", 0))
     if any(found.randoms for found in strongest):
         chance = "the best of as many random heads" if heads else "a random direction that searches as it did"
         lines.append(f"random: the largest of its random controls there; p: of as much from {chance}, for one emotion")
+    if any(found.breaks_text for found in strongest):
+        lines.append(f"!: breaks text, whose share of broken text is up by more than {100 * RISE:.0f} points")
     return [*lines, *([f"{failed} cells failed; completions.parquet says why"] if failed else []), ""]
 
 

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from emo_mlflow.comparison.responses import FLUENCY
-from emo_mlflow.comparison.tradeoff import how_broken
 from emo_mlflow.errors import UserError
+from emo_mlflow.scoring.broken import breaks_text
 from emo_mlflow.scoring.targets import expected_sign, target_metric
 from emo_mlflow.sweep.results import condition_of
+from emo_mlflow.sweep.schemas import FLUENCY
 from emo_mlflow.types import Condition, Scope
 
 # What an experimenter may name of a condition; the rest holds for a whole sweep.
@@ -51,7 +51,7 @@ def choose(
     """The condition that was named, or else the sweep's best of those that fit.
 
     The best is the one that moves the emotion's own label most, the way it should (`targets.expected_sign`), without breaking the text
-    (comparison.tradeoff says when it does).
+    (`scoring.broken` says when it does).
 
     Args:
         config, conditions, effects: of the sweep.
@@ -136,7 +136,7 @@ def _best(emotion: str, fits: pd.DataFrame, effects: pd.DataFrame, operation: st
         raise UserError(
             f"no score of this sweep is {emotion}'s own, so it has no best condition: name one with --layer and --alpha ({tried})"
         )
-    whole = wide[how_broken(wide[FLUENCY["nll"]], -wide[FLUENCY["distinct_2"]]) == ""]
+    whole = wide[~breaks_text(wide[FLUENCY["broken"]])]
     gains, moves = sign * whole[target].dropna(), "raises" if sign > 0 else "lowers"
     if not len(gains) or gains.max() <= 0:
         broken = len(wide) - len(whole)

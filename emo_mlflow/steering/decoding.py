@@ -25,6 +25,7 @@ from emo_mlflow.steering.sampling import gumbel_noise
 from emo_mlflow.types import Scope, Tokens
 
 COMPACT_BELOW = 0.75
+UNKNOWN = (float("nan"), float("nan"))
 
 
 class Stopped(Exception):
@@ -57,6 +58,7 @@ class Decoded:
     Attributes:
         n_patched: distinct positions at which the residual stream was edited.
         nll: mean negative log-likelihood (nats) per new token under the unpatched model; NaN for an empty or overflowing text.
+        nll_sd: its standard deviation over the tokens.
         overflow_step: the step whose logits were not finite, or None.
     """
 
@@ -64,6 +66,7 @@ class Decoded:
     tokens: tuple[int, ...]
     n_patched: int
     nll: float
+    nll_sd: float
     overflow_step: int | None
 
 
@@ -255,7 +258,7 @@ class PackDecoder:
             found.append((i, tuple(tokens[i][:end]), broken))
         nll = self._likelihoods(found, layout, n)
         return [
-            Decoded(self.rows[i], kept, self._n_patched(i, len(kept)), nll.get((self.rows[i].tokens, kept), float("nan")), broken)
+            Decoded(self.rows[i], kept, self._n_patched(i, len(kept)), *nll.get((self.rows[i].tokens, kept), UNKNOWN), broken)
             for i, kept, broken in found
         ]
 
@@ -266,8 +269,8 @@ class PackDecoder:
 
     def _likelihoods(
         self, found: Sequence[tuple[int, tuple[int, ...], int | None]], layout: Layout, n: int
-    ) -> dict[tuple[Tokens, Tokens], float]:
-        """Mean NLL of each distinct (prompt, text), from the row that shares it whose boundary is highest."""
+    ) -> dict[tuple[Tokens, Tokens], tuple[float, float]]:
+        """Mean and standard deviation of the NLL of each distinct (prompt, text), from the row that shares it whose boundary is highest."""
         rows = {
             (self.rows[i].tokens, kept): (at, i)
             for at, (i, kept, broken) in enumerate(found)
@@ -287,4 +290,5 @@ class PackDecoder:
             self.stack, layout, self.tokens[index, :n], [self.boundaries[i] for _, i in picked], self.clean[index, left : n - 1], finals
         )
         order = {at: line for line, (at, _) in enumerate(picked)}
-        return {key: float(nll[order[at], : len(key[1])].double().mean()) for key, (at, _) in rows.items()}
+        lines = {key: nll[order[at], : len(key[1])].double() for key, (at, _) in rows.items()}
+        return {key: (float(line.mean()), float(line.std(correction=0))) for key, line in lines.items()}

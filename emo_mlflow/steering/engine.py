@@ -18,7 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from emo_mlflow.common.machine import free_memory
 from emo_mlflow.errors import UserError
 from emo_mlflow.models.blocks import BlockStack
-from emo_mlflow.steering.decoding import Decoded, Decoding, PackDecoder
+from emo_mlflow.steering.decoding import UNKNOWN, Decoded, Decoding, PackDecoder
 from emo_mlflow.steering.likelihood import distinct_2
 from emo_mlflow.steering.packing import Row, plan_packs
 from emo_mlflow.steering.parallel import n_cores, on_threads
@@ -134,5 +134,5 @@ class Engine:
 def _completion(item: Decoded, text: str) -> Completion:
     if item.overflow_step is not None:
         reason = f"the logits of step {item.overflow_step} were not finite: alpha is too large for this layer"
-        return Completion(item.row.cell, "", 0, float("nan"), float("nan"), item.n_patched, reason)
-    return Completion(item.row.cell, text, len(item.tokens), item.nll, distinct_2(item.tokens), item.n_patched)
+        return Completion(item.row.cell, "", 0, *UNKNOWN, float("nan"), item.n_patched, reason)
+    return Completion(item.row.cell, text, len(item.tokens), item.nll, item.nll_sd, distinct_2(item.tokens), item.n_patched)

@@ -81,9 +81,10 @@ class TextBank:
         return np.stack([self._by_prompt(arm, lambda item, c=c: float(self._scores[item.completion][c]))[0] for c in columns], axis=1)  # type: ignore[misc]
 
     def broken(self, arm: Arm) -> Floats:
-        """Whether each text of an arm is broken, [texts] of 0 and 1; a text that failed is."""
+        """How probable it is that each text of an arm is broken, [texts]: 1 of a text that failed, NaN where nothing measured it."""
         items = self.texts(arm)
-        return np.where([item.failure is not None for item in items], 1.0, broken([item.completion for item in items]))
+        found = broken([item.completion for item in items], [item.nll for item in items], [item.nll_sd for item in items])
+        return np.where([item.failure is not None for item in items], 1.0, found)
 
     def texts(self, arm: Arm) -> list[Completion]:
         """The completions of an arm, depth after depth, by prompt."""

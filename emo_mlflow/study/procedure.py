@@ -26,7 +26,7 @@ class Bank(Protocol):
         """An emotion's own label on the prompts that an arm has continued, [depths, n]; NaN where a text failed."""
 
     def broken(self, arm: Arm) -> Floats:
-        """Whether each text of an arm is broken, [texts] of 0 and 1."""
+        """How probable it is that each text of an arm is broken, [texts]; NaN where nothing measured it."""
 
 
 @dataclass
@@ -44,11 +44,11 @@ class Tests:
     steps: dict[str, Step] = field(default_factory=dict)
 
 
-def run_tests(design: Design, bank: Bank, is_void: Callable[[Floats], bool], on_step: Callable[[Tests], None]) -> Tests:
+def run_tests(design: Design, bank: Bank, is_void: Callable[[Floats, Floats], bool], on_step: Callable[[Tests], None]) -> Tests:
     """Tests every emotion as the design says, and asks the bank for texts until all is decided.
 
     Args:
-        is_void: whether a control's texts, all of an emotion's draws together, are too broken to express anything.
+        is_void: whether a control's texts, all of an emotion's draws together, are too broken to express anything, beside the direction's own.
         on_step: called after every round of texts.
     """
     n = len(design.prompts)
@@ -76,7 +76,7 @@ def run_tests(design: Design, bank: Bank, is_void: Callable[[Floats], bool], on_
 
 
 def _look(
-    design: Design, bank: Bank, drawn: Mapping[str, Mapping[Control, int]], is_void: Callable[[Floats], bool]
+    design: Design, bank: Bank, drawn: Mapping[str, Mapping[Control, int]], is_void: Callable[[Floats, Floats], bool]
 ) -> Tests:
     found = Tests()
     for emotion in design.emotions:
@@ -85,7 +85,7 @@ def _look(
         for control, count in drawn[emotion].items():
             arms = [design.arm(emotion, control, draw) for draw in range(count)]
             found.rungs[emotion][control] = draw_test(own, [bank.scores(arm, emotion) for arm in arms], design.looks)
-            if count and is_void(np.concatenate([bank.broken(arm) for arm in arms])):
+            if count and is_void(np.concatenate([bank.broken(arm) for arm in arms]), bank.broken(Arm(emotion))):
                 found.void[emotion].add(control)
     together = {
         emotion: combined([test for control, test in rungs.items() if control not in found.void[emotion]])

@@ -10,7 +10,7 @@ import pandas as pd
 
 from emo_mlflow.models.chat import end_tokens
 from emo_mlflow.models.tokens import text_decoder
-from emo_mlflow.scoring.broken import LIMIT
+from emo_mlflow.scoring.broken import LIMIT, breaks_text
 from emo_mlflow.settings.templates import form_of
 from emo_mlflow.statistics.corrections import corrected
 from emo_mlflow.statistics.margins import harmed, mean_interval
@@ -30,6 +30,7 @@ from emo_mlflow.sweep.grid import noise_seed
 from emo_mlflow.types import Cell, Completion, Say
 
 EXAMPLES = 8
+MEASURED_DRAWS = 5  # of each control: how broken its texts are is known well enough from these
 Keep = Callable[[Sequence[Completion]], None]
 Progress = Callable[[int, int], None]
 WriteRows = Callable[[Sequence[Row]], Iterator[Sequence[Completion]]]
@@ -47,13 +48,14 @@ def engine_of(plan: StudyPlan) -> Engine:
     return Engine(plan.stack, decoding_of(plan), text_decoder(plan.loaded), plan.inputs.settings.batch_size)
 
 
-def is_void(shares: Floats) -> bool:
-    """Whether a control's texts are too broken to express anything: most of them are broken."""
-    return bool(shares.mean() > LIMIT)
+def is_void(control: Floats, own: Floats) -> bool:
+    """Whether a control's texts are too broken to express anything: most of those that were measured, and clearly more than of the direction's."""
+    share = float(np.nanmean(control))
+    return share > LIMIT and bool(breaks_text(share - np.nanmean(own)))
 
 
 class Writer:
-    """Cells to completions, without likelihoods, which nothing here reads.
+    """Cells to completions; of a control only the first draws get likelihoods, which say how broken its texts are.
 
     Args:
         write: rows to completions, in packs, as they come: the engine of this process, or a cluster's.
@@ -79,7 +81,7 @@ class Writer:
         arm = self.arms[cell.condition_id]
         noise = noise_seed(self.plan.design.seed, cell.prompt_id, cell.sample)
         patch = None if arm == BASELINE else self.plan.arms.patches[cell.condition_id]
-        return Row(cell, self.plan.tokens[cell.prompt_id], patch, noise, with_nll=False)
+        return Row(cell, self.plan.tokens[cell.prompt_id], patch, noise, with_nll=(arm.draw or 0) < MEASURED_DRAWS)
 
 
 class StudyBank(TextBank):

@@ -80,8 +80,8 @@ def answers(design: Design, bank: Bank, tests: Tests) -> tuple[Answer, ...]:
                 p=step.p,
                 draws=step.draws,
                 harmed=harmed(differences[emotion], HARM),
-                broken=float(bank.broken(Arm(emotion)).mean()),
-                broken_baseline=float(bank.broken(BASELINE).mean()),
+                broken=float(np.nanmean(bank.broken(Arm(emotion)))),
+                broken_baseline=float(np.nanmean(bank.broken(BASELINE))),
                 place=place,
             )
         )
@@ -160,7 +160,7 @@ def _rung(design: Design, emotion: str, control: Control, bank: Bank, tests: Tes
         "reached": test.reached,
         "p": test.p,
         "void": control in tests.void[emotion],
-        "broken": float(np.concatenate(broken).mean()) if broken else np.nan,
+        "broken": float(np.nanmean(np.concatenate(broken))) if broken else np.nan,
         "draw_mean": float(changes.mean()) if len(changes) else np.nan,
         "draw_low": float(changes.min()) if len(changes) else np.nan,
         "draw_high": float(changes.max()) if len(changes) else np.nan,
@@ -188,7 +188,7 @@ def _other(emotion: str, other: str, bank: Bank, seed: int) -> dict[str, object]
         "reached": False,
         "p": _one_sided(own_changes(bank, emotion) - theirs, seed),
         "void": False,
-        "broken": float(bank.broken(Arm(other)).mean()),
+        "broken": float(np.nanmean(bank.broken(Arm(other)))),
         "draw_mean": change,
         "draw_low": change,
         "draw_high": change,

@@ -46,7 +46,9 @@ COMPLETIONS = Declared(
         column("completion", TEXT, "the new text, without the prompt"),
         column("n_tokens", WHOLE, "new tokens, without an end-of-sequence token", "tokens"),
         column("nll", NUMBER, "mean negative log-likelihood of the new tokens under the model as it is", "nats per token"),
+        column("nll_sd", NUMBER, "standard deviation of that over the tokens of the text", "nats"),
         column("distinct_2", NUMBER, "distinct bigrams of tokens over all bigrams", "share"),
+        column("broken", NUMBER, "how probable it is that readers call the text broken (docs/metrics.md)", "probability"),
         column("failure", TEXT, "why there is no completion; empty where there is one"),
     ),
     key=("condition_id", "prompt_id", "sample"),
@@ -62,7 +64,7 @@ EFFECTS = Declared(
     "a condition other than the baseline, and a metric",
     (
         CONDITION_ID,
-        column("metric", TEXT, "a column of scores.parquet, `fluency.nll` or `fluency.distinct_2`"),
+        column("metric", TEXT, "a column of scores.parquet, `fluency.broken`, `fluency.nll` or `fluency.distinct_2`"),
         column("n", WHOLE, "prompts that the condition and the baseline both have", "prompts"),
         column("mean_baseline", NUMBER, "mean over these prompts without intervention", "of the metric"),
         column("mean_patched", NUMBER, "mean over these prompts under the condition", "of the metric"),
@@ -75,3 +77,4 @@ TABLES = {
     "prompts": PROMPTS, "fit_prompts": PROMPTS, "conditions": CONDITIONS, "completions": COMPLETIONS, "scores": SCORES, "effects": EFFECTS,
 }  # fmt: skip
 KEYS = list(COMPLETIONS.key)
+FLUENCY = {name: f"fluency.{name}" for name in ("broken", "nll", "distinct_2")}  # columns of completions that are metrics too

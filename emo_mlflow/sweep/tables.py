@@ -14,15 +14,15 @@ import pyarrow as pa
 from emo_mlflow import __version__
 from emo_mlflow.common.columns import PANDAS, TEXT
 from emo_mlflow.prompts.selection import PromptSet
+from emo_mlflow.scoring.broken import broken
 from emo_mlflow.settings.sweep import SweepConfig
 from emo_mlflow.statistics.effects import condition_effects
 from emo_mlflow.sweep.results import SweepResult
-from emo_mlflow.sweep.schemas import COMPLETIONS, CONDITIONS, KEYS, PROMPTS
+from emo_mlflow.sweep.schemas import COMPLETIONS, CONDITIONS, FLUENCY, KEYS, PROMPTS
 from emo_mlflow.sweep.stages import COMPLETION, Scoring
 from emo_mlflow.sweep.swept import Swept
 from emo_mlflow.types import Condition, Prompt
 
-FLUENCY = {"nll": "fluency.nll", "distinct_2": "fluency.distinct_2"}
 VERSIONED = ("torch", "transformers", "numpy", "onnxruntime", "mlflow")
 
 
@@ -88,8 +88,14 @@ def condition_table(conditions: Sequence[Condition], completions: pa.Table, swep
 
 
 def completion_table(completions: pa.Table) -> pd.DataFrame:
+    """COMPLETIONS but for `broken`."""
+    return completions.select([name for name in COMPLETIONS.names if name != "broken"]).to_pandas()
+
+
+def with_broken(texts: pd.DataFrame) -> pd.DataFrame:
     """COMPLETIONS."""
-    return completions.select(COMPLETIONS.names).to_pandas()
+    found = broken(texts["completion"].tolist(), texts["nll"], texts["nll_sd"])
+    return texts.assign(broken=found)[COMPLETIONS.names]
 
 
 def one_likelihood(texts: pd.DataFrame) -> pd.DataFrame:
@@ -97,8 +103,8 @@ def one_likelihood(texts: pd.DataFrame) -> pd.DataFrame:
 
     So a condition that changes no text has no difference from the baseline, instead of one that is rounding.
     """
-    same = texts.groupby(["prompt_id", "completion", "n_tokens"], sort=False)["nll"]
-    return texts.assign(nll=same.transform("first"))
+    same = texts.groupby(["prompt_id", "completion", "n_tokens"], sort=False)
+    return texts.assign(**{name: same[name].transform("first") for name in ("nll", "nll_sd")})
 
 
 def in_order(table: pd.DataFrame, conditions: Sequence[Condition], prompts: Sequence[Prompt]) -> pd.DataFrame:
@@ -128,7 +134,7 @@ def assemble(
     """The result of a sweep: its tables, in an order that does not depend on how the work was cut."""
     table = condition_table(conditions, completions, swept)
     scores = in_order(scores, conditions, prompts.test)
-    texts = one_likelihood(in_order(completion_table(completions), conditions, prompts.test))
+    texts = with_broken(one_likelihood(in_order(completion_table(completions), conditions, prompts.test)))
     fluency = texts.loc[texts["failure"].isna(), list(FLUENCY)].rename(columns=FLUENCY).astype(np.float32)
     values = pd.concat([scores, fluency.reset_index(drop=True)], axis="columns")  # both have the cells that succeeded, in one order
     versions = {name: version(name) for name in VERSIONED}

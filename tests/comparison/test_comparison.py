@@ -19,6 +19,7 @@ from emo_mlflow.comparison.responses import responses
 from emo_mlflow.comparison.search import search
 from emo_mlflow.errors import UserError
 from emo_mlflow.statistics import corrected, paired_effects, specific_effects
+from emo_mlflow.sweep.schemas import FLUENCY
 
 KEYS = ["condition_id", "prompt_id", "sample"]
 
@@ -56,7 +57,7 @@ def test_effect_sizes_are_the_paired_effects_of_their_cells() -> None:
     """Guards against keys that slip against the numbers beside them."""
     table = comparison().tables["effect_sizes"]
     assert not table.duplicated(["model", "emotion", "layer", "alpha", "scope", "patch_window", "metric"]).any()
-    assert len(table) == 2 * 3 * 4 * (len(METRICS) + 2) * 7
+    assert len(table) == 2 * 3 * 4 * (len(METRICS) + len(FLUENCY)) * 7
     source = sources()[1]
     for row in table[table["model"] == "model-b"].sample(8, random_state=0).to_dict("records"):
         condition = source.conditions.set_index("condition_id").loc[row["condition_id"]]
@@ -195,7 +196,7 @@ def test_random_directions_search_wherever_the_emotion_s_did() -> None:
     own = source.conditions[source.conditions["kind"] == "emotion"].set_index("layer")["condition_id"]
     assert shifted({}).loc[own, "p_searched"].tolist() == [1 / 5, 1 / 5]
     assert shifted({(2, 0): 5.0}).loc[own, "p_searched"].tolist() == [2 / 5, 2 / 5]  # at layer 2, and counts against layer 3 too
-    table = shifted({(2, 0): 5.0, (3, 1): 5.0}, nll=9.0)
+    table = shifted({(2, 0): 5.0, (3, 1): 5.0}, broken=0.9)
     assert table.loc[own, "p_searched"].tolist() == [1 / 5, 1 / 5] and table.loc[own, "draws_broken"].tolist() == [0.25, 0.25]
     table = shifted({(2, 0): np.nan})
     assert table["searched_draws"].tolist() == [3, 3] and table["smallest_searched"].tolist() == [1 / 4, 1 / 4]
@@ -205,7 +206,7 @@ def test_controls_that_break_the_text_are_no_control() -> None:
     """Guards against an effect being called specific because random directions of that length leave no text to express anything."""
     source = as_source(synthetic_sweep("model-a", emotions=("anger",), alphas=(1.0,), layers=(2, 3), n_random=19))
     drawn = set(source.conditions.loc[source.conditions["kind"] == "random", "condition_id"])
-    completions = source.completions.assign(nll=np.where(source.completions["condition_id"].isin(drawn), 9.0, source.completions["nll"]))
+    completions = source.completions.assign(broken=np.where(source.completions["condition_id"].isin(drawn), 0.9, source.completions["broken"]))
     row = compare_sweeps([replace(source, completions=completions)], n_bootstrap=2).tables["recommendations"].iloc[0]
     assert (row["reason"], row["draws_broken"], row["p_specific"]) == ("void", 1.0, 1 / 20)
     assert compare_sweeps([source], n_bootstrap=2).tables["recommendations"]["reason"].tolist() == ["specific"]
@@ -218,7 +219,7 @@ def test_conditions_that_break_the_text_are_not_recommended_however_strong() -> 
         "alpha"
     )
     assert own.loc[4.0, "effect"] > own.loc[1.0, "effect"]
-    assert own["broken"].to_dict() == {-2.0: "", 1.0: "", 2.0: "", 4.0: "repeats"}
+    assert own["broken"].to_dict() == {-2.0: False, 1.0: False, 2.0: False, 4.0: True}
     doses = comparison().tables["dose"]
     breaks = doses[doses["model"] == "model-a"][["breaks_below", "breaks_above"]].drop_duplicates()
     assert breaks["breaks_above"].tolist() == [4.0] and breaks["breaks_below"].isna().all()
@@ -228,7 +229,7 @@ def test_the_front_holds_what_no_condition_dominates() -> None:
     """Guards against a front of the worst, or one that holds dominated conditions."""
     table = comparison().tables["tradeoff"]
     own = table[(table["model"] == "model-a") & (table["emotion"] == "anger")]
-    goods = np.column_stack([own["gain"], -own["nll_rise"], -own["distinct_2_drop"]])
+    goods = np.column_stack([own["gain"], -own["broken_rise"]])
     for i, on_front in enumerate(own["on_front"]):
         dominated = ((goods >= goods[i]).all(axis=1) & (goods > goods[i]).any(axis=1)).any()
         assert on_front == (not dominated)
@@ -331,7 +332,7 @@ def test_two_sweeps_of_one_model_are_told_apart_and_not_summarised() -> None:
     found = compare_sweeps(both, n_bootstrap=2)
     assert [source.label for source in found.sources] == ["model-a (scope generated)", "model-a (scope window)"]
     assert found.tables["model_summary"].empty
-    assert len(found.tables["model_contrasts"]) == 3 * 6 * 2 * (len(METRICS) + 2)
+    assert len(found.tables["model_contrasts"]) == 3 * 6 * 2 * (len(METRICS) + len(FLUENCY))
     assert any(note.code == "settings_differ" and note.values["name"] == "scope" for note in found.notes)
     twins = [replace(as_source(synthetic_sweep("model-a")), run_id=str(i) * 32) for i in (1, 2)]
     assert len({source.label for source in compare_sweeps(twins, n_bootstrap=2).sources}) == 2
@@ -354,7 +355,7 @@ def test_several_windows_and_samples_are_kept_apart_and_together() -> None:
     }
     source = replace(as_source(one), conditions=conditions.astype({"patch_window": "Int64"}), **double)
     found = compare_sweeps([source], n_bootstrap=2).tables
-    assert found["effect_sizes"].groupby("patch_window").size().tolist() == [54, 54]
+    assert found["effect_sizes"].groupby("patch_window").size().tolist() == [60, 60]
     assert (found["specificity"]["n_draws"] == 5).all()
 
 

@@ -186,7 +186,7 @@ def test_spools(place):
     """Finished cells of another version or another program, whose checksums are right: as `resume` reads them."""
     header = {"work": "w", "run_id": "0" * 32, "store": "sqlite:///x.db", "profile": "smoke", "given": {"seed": "1"}, "batch_size": 4}
     cell = {"cell": {"condition_id": "c", "prompt_id": "p", "sample": 0}, "completion": "x", "n_tokens": 1, "nll": 1.0, "distinct_2": 0.5}
-    cell |= {"n_patched": 1, "failure": None}
+    cell |= {"nll_sd": 0.5, "n_patched": 1, "failure": None}
 
     def line(text: bytes) -> bytes:
         return f"{zlib.crc32(text):08x} ".encode() + text + b"\n"

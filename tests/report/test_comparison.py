@@ -177,8 +177,8 @@ def test_draws_that_break_the_text_are_named_as_a_weak_control() -> None:
     """Guards against an effect beyond random directions whose texts are noise."""
     source = as_source(synthetic_sweep("model-a", emotions=("anger",), alphas=(1.0,), layers=(2, 3), n_random=19))
     drawn = set(source.conditions.loc[source.conditions["kind"] == "random", "condition_id"])
-    nll = source.completions["nll"].where(~source.completions["condition_id"].isin(drawn), 9.0)
-    text = answer(compare_sweeps([replace(source, completions=source.completions.assign(nll=nll))], n_bootstrap=2), texts("en"))
+    broken = source.completions["broken"].where(~source.completions["condition_id"].isin(drawn), 0.9)
+    text = answer(compare_sweeps([replace(source, completions=source.completions.assign(broken=broken))], n_bootstrap=2), texts("en"))
     assert "100% of the random directions there break the text" in text[1] and "Specific" not in text[0]
 
 

@@ -141,12 +141,13 @@ def engine_for(stack: BlockStack, decoding: Decoding, batch_size: int | None = N
     return Engine(stack, decoding, lambda batch: [" ".join(map(str, ids)) for ids in batch], batch_size)
 
 
-def clean_nll(stack: BlockStack, prompt: tuple[int, ...], tokens: tuple[int, ...]) -> float:
-    """Mean NLL of new tokens by the model itself, the whole text in one pass."""
+def clean_nll(stack: BlockStack, prompt: tuple[int, ...], tokens: tuple[int, ...]) -> tuple[float, float]:
+    """Mean and standard deviation of the NLL of new tokens by the model itself, the whole text in one pass."""
     with torch.no_grad():
         logits = stack.model(torch.tensor([[*prompt, *tokens]])).logits[0]
     log_p = torch.log_softmax(logits.double(), -1)[len(prompt) - 1 : -1]
-    return -float(log_p[range(len(tokens)), list(tokens)].mean())
+    nll = -log_p[range(len(tokens)), list(tokens)].numpy()
+    return float(nll.mean()), float(nll.std())
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -172,9 +173,9 @@ def test_nll_is_that_of_the_unpatched_model(family, scope, schedule, stops, n_st
     assert len(decoded) == len(rows)
     for item in decoded:
         if item.tokens:
-            assert item.nll == pytest.approx(clean_nll(stack, item.row.tokens, item.tokens), abs=2e-4)
+            assert (item.nll, item.nll_sd) == pytest.approx(clean_nll(stack, item.row.tokens, item.tokens), abs=2e-4)
         else:
-            assert np.isnan(item.nll)
+            assert np.isnan(item.nll) and np.isnan(item.nll_sd)
 
 
 @pytest.mark.parametrize(("scope", "window"), [("window", 2), ("generated", None)])

@@ -9,13 +9,10 @@ from study_world import EMOTIONS, World, design_of
 
 from emo_mlflow.study.procedure import run_tests
 from emo_mlflow.study.protocol import BASELINE, Arm
+from emo_mlflow.study.run import is_void
 from emo_mlflow.study.verdicts import answers, rung_table
 
 NULL = dict.fromkeys(EMOTIONS, 0.0)
-
-
-def is_void(broken: np.ndarray) -> bool:
-    return bool(broken.mean() > 0.5)
 
 
 def study(design, world):

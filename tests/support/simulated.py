@@ -66,7 +66,7 @@ def simulated_sweep(
         }
     )
     scores = (1 / (1 + np.exp(-logits))).astype(np.float32).reshape(-1, n_emotions)
-    completions = keys.assign(completion="", n_tokens=20, nll=2.0, distinct_2=0.95, failure=None)
+    completions = keys.assign(completion="", n_tokens=20, nll=2.0, nll_sd=1.5, distinct_2=0.95, broken=0.1, failure=None)
     frame = as_source(synthetic_sweep("simulated", n_prompts=2, layers=(0,), alphas=(1.0,), emotions=("joy",), n_random=0))
     return replace(
         frame,

@@ -14,7 +14,7 @@ from emo_mlflow.comparison import Source
 from emo_mlflow.settings.sweep import make_config
 from emo_mlflow.statistics.effects import condition_effects
 from emo_mlflow.sweep.results import SweepResult
-from emo_mlflow.sweep.schemas import COMPLETIONS, KEYS
+from emo_mlflow.sweep.schemas import COMPLETIONS, FLUENCY, KEYS
 from emo_mlflow.sweep.swept import SweptDirections
 from emo_mlflow.sweep.tables import condition_rows
 from emo_mlflow.types import Condition, Direction, Fit, Prompt, digest
@@ -75,9 +75,7 @@ def synthetic_sweep(
     conditions = list(_conditions(config.layers, alphas, emotions, n_random, scope))
     scores, completions = _cells(rng, conditions, prompts, samples, n_layers, effect)
     table = condition_rows(conditions).assign(n_patched=10 * n_prompts)
-    fluency = completions[[*KEYS, "nll", "distinct_2"]].rename(
-        columns={"nll": "fluency.nll", "distinct_2": "fluency.distinct_2"}
-    )
+    fluency = completions[[*KEYS, *FLUENCY]].rename(columns=FLUENCY)
     norms = np.ones(n_layers, np.float32)
     return SweepResult(
         config=config,
@@ -139,6 +137,7 @@ def _cells(rng, conditions, prompts, samples, n_layers, effect):  # type: ignore
     rows, texts = [], []
     for condition in conditions:
         values, nll, distinct = base.copy(), rng.normal(2.0, 0.2, shape[:2]), np.full(shape[:2], 0.95)
+        broken = rng.uniform(0.0, 0.1, shape[:2])
         text = "and everyone gets on in time."
         if condition.kind == "random":
             values += rng.normal(0, 0.015, size=len(METRICS)) + rng.normal(0, 0.02, size=shape)
@@ -152,11 +151,12 @@ def _cells(rng, conditions, prompts, samples, n_layers, effect):  # type: ignore
             values[..., METRICS.index("sentiment.positive")] += 0.2 * effect * strength
             nll += 0.15 * condition.alpha**2
             distinct -= 0.5 * (abs(condition.alpha) >= 4)
+            broken += 0.02 * condition.alpha**2 + 0.5 * (abs(condition.alpha) >= 4)
             text = f"and I <b>feel</b> {condition.emotion} | so much at layer {condition.layer}."
         for p, prompt in enumerate(prompts):
             for s in range(samples):
                 rows.append((condition.condition_id, prompt.prompt_id, s, *values[p, s]))
-                texts.append((condition.condition_id, prompt.prompt_id, s, text, 20, nll[p, s], distinct[p, s], None))
+                texts.append((condition.condition_id, prompt.prompt_id, s, text, 20, nll[p, s], 1.5, distinct[p, s], broken[p, s], None))
     scores = pd.DataFrame(rows, columns=[*KEYS, *METRICS]).astype(dict.fromkeys(METRICS, np.float32))
     frame = pd.DataFrame(texts, columns=COMPLETIONS.names)
     return scores, pa.Table.from_pandas(frame, COMPLETIONS.schema(COMPLETIONS.names), preserve_index=False).to_pandas()

@@ -114,8 +114,9 @@ def test_a_prompt_without_tokens_is_refused(place):
 
 def test_a_text_has_one_likelihood():
     """Guards: an effect size of rounding errors, where a condition changed no text but was decoded in another pack."""
-    rows = [("a", "p", "same", 3, 1.5), ("b", "p", "same", 3, 1.5000001), ("b", "q", "same", 3, 2.0)]
-    rows += [("c", "p", "other", 3, 1.7), ("d", "p", "", 0, np.nan)]
-    texts = pd.DataFrame(rows, columns=["condition_id", "prompt_id", "completion", "n_tokens", "nll"])
-    found = one_likelihood(texts)["nll"]
-    np.testing.assert_array_equal(found, [1.5, 1.5, 2.0, 1.7, np.nan])
+    rows = [("a", "p", "same", 3, 1.5, 0.5), ("b", "p", "same", 3, 1.5000001, 0.5000001), ("b", "q", "same", 3, 2.0, 0.4)]
+    rows += [("c", "p", "other", 3, 1.7, 0.3), ("d", "p", "", 0, np.nan, np.nan)]
+    texts = pd.DataFrame(rows, columns=["condition_id", "prompt_id", "completion", "n_tokens", "nll", "nll_sd"])
+    found = one_likelihood(texts)
+    np.testing.assert_array_equal(found["nll"], [1.5, 1.5, 2.0, 1.7, np.nan])
+    np.testing.assert_array_equal(found["nll_sd"], [0.5, 0.5, 0.4, 0.3, np.nan])
