@@ -136,7 +136,7 @@ def token_states(
 def deviations(stack: BlockStack, texts: FitTexts, site: Site, layers: Collection[int]) -> dict[int, FloatArray]:
     """By layer, by how much the stream at single tokens differs from its mean over them, float32 [n_tokens, d_model].
 
-    Of texts that are spread evenly over all, and have about four times as many tokens as the stream is wide. Tokens that are not measured are left out.
+    Of texts that are spread evenly over all, and have about four times as many tokens as the stream is wide. What is not measured is left out.
     """
     total = sum(len(tokens) - first for tokens, first in zip(texts.tokens, texts.first, strict=True))
     every = max(1, total // (TOKENS_PER_DIMENSION * stack.d_model))
