@@ -14,10 +14,11 @@ from scipy import stats
 from torch import Tensor, nn
 
 from emo_mlflow.directions.activations import batches
+from emo_mlflow.directions.additions import head_factors
 from emo_mlflow.directions.readouts import LEVEL, Floats, Mask, contrasts, make_folds, mean_difference
 from emo_mlflow.errors import UserError
 from emo_mlflow.models.blocks import BlockStack
-from emo_mlflow.models.families import find_output_projection, has_post_norm, head_count, weight_by_head
+from emo_mlflow.models.families import find_output_projection, head_count, weight_by_head
 from emo_mlflow.types import FitTexts, FloatArray
 
 
@@ -35,23 +36,17 @@ class HeadStates:
     stream: FloatArray
 
 
-def heads_add_up(stack: BlockStack) -> bool:
-    """Whether what heads write goes into the stream as it is, so that direct effects are shares of it."""
-    return not any(has_post_norm(block) for block in stack.blocks)
+def head_writes(stack: BlockStack) -> tuple[Tensor, ...] | None:
+    """Per block, [n_heads, head_dim, d_model]: a head's output times its part is what it adds to the stream.
 
-
-def head_writes(stack: BlockStack) -> tuple[Tensor, ...]:
-    """Per block, the output projection's weight by head, [n_heads, head_dim, d_model]: a head's output times its part is what it adds.
-
-    Raises:
-        UserError: if heads are not added to the stream as they are projected.
+    That is the output projection's weight, times what the model multiplies it by. None if heads do not add up in the stream.
     """
-    if not heads_add_up(stack):
-        raise UserError(
-            f"{type(stack.model).__name__} normalises what attention writes, so heads have no direct effects to rank them by: use screen=all"
-        )
+    factors = head_factors(stack)
+    if factors is None:
+        return None
     n_heads = head_count(stack.model)
-    return tuple(weight_by_head(find_output_projection(block), n_heads) for block in stack.blocks)
+    weights = (weight_by_head(find_output_projection(block), n_heads) for block in stack.blocks)
+    return tuple(weight if factor == 1 else weight * factor for weight, factor in zip(weights, factors, strict=True))
 
 
 @contextmanager

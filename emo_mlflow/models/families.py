@@ -25,25 +25,22 @@ class Family:
         blocks: from the model to the list of its decoder blocks.
         projections: from a block to the linear map that mixes attention heads into the residual stream; its input is the heads side
             by side. Empty where heads cannot be replaced.
-        post_norms: from a block to what some members have between that map and the stream, so that heads do not add up in it.
     """
 
     name: str
     blocks: str
     projections: tuple[str, ...] = ()
-    post_norms: tuple[str, ...] = ()
 
 
 _SELF_ATTENTION = ("self_attn.o_proj", "self_attn.dense")  # the second in Phi
-_POST_NORMS = ("post_feedforward_layernorm",)  # Gemma 2 and 3, OLMo 2: theirs have one after attention too
 
 FAMILIES = (
     Family("GPT-2", "transformer.h", ("attn.c_proj",)),  # GPT-BigCode
     Family("GPT-Neo", "transformer.h", ("attn.attention.out_proj",)),
     Family("Falcon", "transformer.h"),  # GPT-J, CodeGen
     Family("GPT-NeoX (Pythia)", "gpt_neox.layers", ("attention.dense",)),
-    Family("Llama, Qwen, Gemma", "model.layers", _SELF_ATTENTION, _POST_NORMS),  # Mistral, Phi, OLMo
-    Family("Gemma 3 with pictures", "model.language_model.layers", _SELF_ATTENTION, _POST_NORMS),
+    Family("Llama, Qwen, Gemma", "model.layers", _SELF_ATTENTION),  # Mistral, Phi, OLMo
+    Family("Gemma 3 with pictures", "model.language_model.layers", _SELF_ATTENTION),
     Family("OPT", "model.decoder.layers"),
 )
 
@@ -84,12 +81,6 @@ def find_output_projection(block: nn.Module) -> nn.Module:
             f"cannot find the attention's output projection in {type(block).__name__}; heads need one of {', '.join(paths)}"
         )
     return found[0]
-
-
-def has_post_norm(block: nn.Module) -> bool:
-    """Whether what attention writes is normalised before it is added to the stream."""
-    paths = dict.fromkeys(path for family in FAMILIES for path in family.post_norms)
-    return any(_follow(block, path) is not None for path in paths)
 
 
 def head_count(model: PreTrainedModel) -> int:

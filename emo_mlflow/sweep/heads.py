@@ -14,10 +14,10 @@ from emo_mlflow.directions.heads import (
     direct_effects,
     head_states,
     head_writes,
-    heads_add_up,
     unranked,
 )
 from emo_mlflow.directions.readouts import contrasts
+from emo_mlflow.errors import UserError
 from emo_mlflow.models.blocks import BlockStack
 from emo_mlflow.models.families import head_count
 from emo_mlflow.prompts.selection import PromptSet
@@ -47,8 +47,14 @@ def _screen(
 ) -> SweptHeads:
     target = config.target_layer
     states = head_states(stack, texts, target)
-    if config.screen == "top" or heads_add_up(stack):
-        effects = direct_effects(states, head_writes(stack), labels, reference, target, config.seed)
+    writes = head_writes(stack)
+    if writes is None and config.screen == "top":
+        raise UserError(
+            f"{type(stack.model).__name__} has something other than a factor between its heads and the stream, such as a norm, so heads have no "
+            "direct effects to rank them by: use screen=all"
+        )
+    if writes is not None:
+        effects = direct_effects(states, writes, labels, reference, target, config.seed)
     else:
         effects = unranked(labels, reference, target + 1, head_count(stack.model))
     return SweptHeads(effects, target, replacements(states, labels, reference, config.operation))

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from tiny_models import tiny_model
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from emo_mlflow.directions.activations import whole
 from emo_mlflow.directions.heads import HeadStates, direct_effects, head_states, head_writes
@@ -131,10 +132,88 @@ def test_direct_effects_are_held_out():
     assert sum(table is None for table in found) >= 4  # the held-out difference of noise is as often below zero as above
 
 
-def test_models_whose_heads_do_not_add_are_refused():
-    """Guards: shares of Gemma's heads, between which and the stream there is a norm."""
-    with pytest.raises(UserError, match="normalises what attention writes.*screen=all"):
-        head_writes(BlockStack(tiny_model("gemma3")))
+# What a public family has between its heads and the stream, or around it, and whether heads still add up.
+LIKE_LLAMA = {
+    "vocab_size": 100, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2,
+    "max_position_embeddings": 64, "pad_token_id": 0,
+}  # fmt: skip
+ADDED = {
+    "granite": {"residual_multiplier": 0.22, "embedding_multiplier": 3.0, "attention_multiplier": 0.3},
+    "cohere": {},
+    "mistral": {},
+    "phi": {},
+    "phi3": {},
+    "stablelm": {"use_parallel_residual": True},
+    "olmo": {},
+    "smollm3": {},
+    "glm": {"head_dim": 8},
+    "starcoder2": {},
+    "nemotron": {},
+    "helium": {"head_dim": 8},
+}
+NOT_ADDED = {"glm4": {"head_dim": 8}, "gemma2": {"head_dim": 8}, "gemma3_text": {"head_dim": 8}, "olmo2": {}, "exaone4": {"head_dim": 8}}
+
+
+def published(model_type: str, **given: object):
+    """A random model of a type that transformers has, with weights that are no round numbers."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **{**LIKE_LLAMA, **given})).float().eval()
+    for parameter in model.parameters():
+        parameter.data += torch.randn(parameter.shape) * 0.1
+    return model.requires_grad_(False)
+
+
+@pytest.mark.parametrize("model_type", ADDED)
+def test_heads_add_up_to_what_attention_adds_to_the_stream(model_type):
+    """Guards: direct effects of Granite 4.5 times too large, for the model multiplies what its heads write.
+
+    What attention adds is found without any of ours: the block's output with its attention, minus that with the projection's weights at
+    zero while the MLP's output is held.
+    """
+    model = published(model_type, **ADDED[model_type])
+    stack = BlockStack(model)
+    tokens = (1, *range(10, 18))
+    states, writes = head_states(stack, [tokens], 2), head_writes(stack)
+    assert writes is not None
+    for layer, block in enumerate(stack.blocks):
+        projection, mlp = find_output_projection(block), block.mlp
+        seen: list[torch.Tensor] = []
+
+        def output_of(held: torch.Tensor | None, block=block, mlp=mlp, seen=seen) -> torch.Tensor:
+            found: list[torch.Tensor] = []
+            handles = [
+                mlp.register_forward_hook(lambda m, a, out: seen.append(out.clone()) if held is None else held.clone()),
+                block.register_forward_hook(lambda m, a, out: found.append((out[0] if isinstance(out, tuple) else out).clone())),
+            ]
+            model(input_ids=torch.tensor([tokens]), use_cache=False)
+            for handle in handles:
+                handle.remove()
+            return found[0]
+
+        whole, kept = output_of(None), projection.weight.clone()
+        projection.weight.zero_()
+        added = (whole - output_of(seen[0]))[0, 1:].mean(dim=0).numpy()
+        projection.weight.copy_(kept)
+        heads = np.einsum("hd,hdm->m", states.heads[0, layer], writes[layer].numpy())
+        np.testing.assert_allclose(heads, added, rtol=1e-3, atol=1e-4 * np.abs(added).max())
+
+
+@pytest.mark.parametrize("model_type", NOT_ADDED)
+def test_models_whose_heads_do_not_add_are_told_from_others(model_type):
+    """Guards: shares of heads between which and the stream there is a norm, under whatever name."""
+    assert head_writes(BlockStack(published(model_type, **NOT_ADDED[model_type]))) is None
+
+
+def test_a_gain_per_channel_is_no_factor():
+    """Guards: a projection whose output is scaled channel by channel, and a stream that a block scales."""
+    model = tiny_model("llama")
+    projection = find_output_projection(model.model.layers[1])
+    handle = projection.register_forward_hook(lambda module, args, output: output * torch.linspace(0.5, 2, output.shape[-1]))
+    assert head_writes(BlockStack(model)) is None
+    handle.remove()
+    assert head_writes(BlockStack(model)) is not None
+    model.model.layers[2].register_forward_hook(lambda module, args, output: output * 0.9)
+    assert head_writes(BlockStack(model)) is None
 
 
 def test_no_hook_is_left():
