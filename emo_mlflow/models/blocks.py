@@ -7,7 +7,7 @@ its blocks replaced by stand-ins that record the call, and the recorded calls ar
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy, deepcopy
 from dataclasses import dataclass
@@ -15,15 +15,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, pad
 from transformers import PreTrainedModel
 
 from emo_mlflow.errors import UserError
-from emo_mlflow.models.families import FAMILIES, find_blocks
+from emo_mlflow.models.families import FAMILIES, find_blocks, switch_of_positions
 from emo_mlflow.models.kv_cache import PackedCache
-
-SLICE_BYTES = 3 * 2**19
-ALIGNED = 64
+from emo_mlflow.models.output_maps import padded_to_align, sliced
 
 
 @contextmanager
@@ -34,39 +31,6 @@ def input_edit(module: nn.Module, edit: Callable[[Tensor], Tensor]) -> Iterator[
         yield
     finally:
         handle.remove()
-
-
-def _sliced(head: nn.Module) -> Callable[[Tensor], Tensor] | None:
-    """A large linear map on a CPU, in slices of its outputs that fit the cache: 1.4 times as fast with MKL. None for any other."""
-    if type(head) is not nn.Linear or head.weight.device.type != "cpu" or head.weight.nbytes < 4 * SLICE_BYTES:
-        return None
-    weight, bias = head.weight, head.bias
-    width = max(1, SLICE_BYTES // weight[0].nbytes)
-
-    def forward(hidden: Tensor) -> Tensor:
-        output = hidden.new_empty((*hidden.shape[:-1], len(weight)))
-        for first in range(0, len(weight), width):
-            part = slice(first, first + width)
-            output[..., part] = linear(hidden, weight[part], None if bias is None else bias[part])
-        return output
-
-    return forward
-
-
-def _padded(head: nn.Module) -> Callable[[Tensor], Tensor] | None:
-    """A 16-bit linear map on a GPU with its outputs padded to a multiple of `ALIGNED`, without which no tensor core is used well.
-
-    GPT-2's vocabulary, 50,257, is odd. None where nothing needs padding.
-    """
-    if type(head) is not nn.Linear or head.weight.device.type != "cuda" or head.weight.element_size() != 2:
-        return None
-    n = len(head.weight)
-    more = -n % ALIGNED
-    if not more:
-        return None
-    weight = pad(head.weight, (0, 0, 0, more))
-    bias = None if head.bias is None else pad(head.bias, (0, more))
-    return lambda hidden: linear(hidden, weight, bias)[..., :n]
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,6 +67,7 @@ class BlockStack:
 
     Attributes:
         flops: floating-point operations in products with weights that have been done so far; attention's own are not counted.
+        switch: texts of more tokens have another position encoding, for their first tokens too (families.switch_of_positions), or None.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -113,6 +78,7 @@ class BlockStack:
         self.dtype = model.dtype
         self.vocabulary: int = model.config.get_text_config().vocab_size
         self.flops = 0.0
+        self.switch = switch_of_positions(model)
         self._block_sizes = [_matrix_elements(block) for block in self.blocks]
         self._head_size = _matrix_elements(model.get_output_embeddings())
         self._project = self._faster_head()
@@ -135,7 +101,7 @@ class BlockStack:
 
     def _faster_head(self) -> Callable[[Tensor], Tensor] | None:
         head = self.model.get_output_embeddings()
-        return _sliced(head) or _padded(head)
+        return sliced(head) or padded_to_align(head)
 
     @torch.inference_mode()
     def _block_returns_tuple(self) -> bool:
@@ -224,6 +190,81 @@ class BlockStack:
             hidden = self.run_block(layer, hidden, entry, slice(0, rows))
             yield hidden
 
+    def is_long(self, length: int, n_new: int = 0) -> bool:
+        """Which position encoding a text has; texts of both kinds are never run together.
+
+        Args:
+            length: tokens that are read before the first of `n_new` is written; of the last one nothing is read.
+
+        Raises:
+            UserError: if it begins with one and ends with the other, for what was read would have to be read again.
+        """
+        if self.switch is None or length + max(0, n_new - 1) <= self.switch:
+            return False
+        if length <= self.switch:
+            raise UserError(
+                f"a text of {length} tokens with {n_new} new ones crosses {self.switch} tokens, where {type(self.model).__name__} takes another "
+                "position encoding for the whole text: give shorter texts, or fewer new tokens, or texts that are longer from the start"
+            )
+        return True
+
+    @torch.inference_mode()
+    def check_lengths(self, lengths: Collection[int], n_new: int) -> None:
+        """Checks that texts of these lengths give what the model's own forward gives of each alone, with a cache and beside each other.
+
+        Raises:
+            UserError: if they do not; as `is_long`.
+        """
+        alike: dict[bool, list[int]] = {}
+        for length in lengths:
+            alike.setdefault(self.is_long(length, n_new), []).append(length)
+        for group in alike.values():
+            shortest, longest = min(group), max(group)
+            if n_new < 2:  # nothing is read after the prompts
+                continue
+            gap, largest = self._gap_of(list(dict.fromkeys((shortest, longest))), n_new - 1)
+            if not gap <= self._allowed * max(1.0, largest):
+                raise UserError(
+                    f"{type(self.model).__name__} cannot be steered on texts of {shortest} to {longest} tokens with {n_new} new ones: "
+                    f"beside each other they give logits that differ by {gap:.3g} from its own; give shorter texts, or use another model"
+                )
+
+    def _gap_of(self, lengths: Sequence[int], n_new: int) -> tuple[float, float]:
+        """The largest difference of the logits at n_new tokens after prompts of these lengths from the model's own, and the largest of these."""
+        end, device = max(lengths), self.device
+        texts = [(torch.arange(1, length + n_new + 1, device=device) * (7 * i + 1)) % self.vocabulary for i, length in enumerate(lengths)]
+        cache = PackedCache(len(lengths), end + n_new)
+        for i, (text, length) in enumerate(zip(texts, lengths, strict=True)):
+            own = PackedCache(1, length)
+            for _ in self.boundaries(text[None, :length], own):
+                pass
+            cache.take_prefix(own, torch.tensor([i], device=device), torch.tensor([0], device=device), length, end)
+        cache.start = end
+        before = torch.tensor(lengths, device=device)[:, None]
+        mask = (torch.arange(end + n_new, device=device)[None] >= end - before).long()
+        new = torch.stack([text[-n_new:] for text in texts])
+        entry = self.enter(new, before + torch.arange(n_new, device=device), cache, mask)
+        hidden, everyone = entry.hidden, slice(0, len(lengths))
+        for layer in range(self.n_layers):
+            hidden = self.run_block(layer, hidden, entry, cache.select(everyone))
+        found = self.logits(hidden)
+        expected = torch.stack([self._own_logits(text, n_new) for text in texts])
+        return float((found - expected).abs().max()), float(expected.abs().max())
+
+    def _own_logits(self, text: Tensor, n: int) -> Tensor:
+        """The model's own logits at the last n tokens of a text, float32 [n, vocabulary]; of the others none are computed."""
+        head = self.model.get_output_embeddings()
+        handle = head.register_forward_pre_hook(lambda module, args: (args[0][:, -n:],))
+        try:
+            return self.model(input_ids=text[None], use_cache=False).logits[0].float()
+        finally:
+            handle.remove()
+
+    @property
+    def _allowed(self) -> float:
+        """How far logits may be from the model's own, as a share of the largest."""
+        return 1e-3 if self.dtype == torch.float32 else 0.05
+
     @torch.inference_mode()
     def _verify(self) -> tuple[int, int]:
         """Checks that blocks run one by one, with a cache in between, give what the model's own forward gives.
@@ -247,8 +288,7 @@ class BlockStack:
             rows = [self.run_block(layer, hidden[i : i + 1], entry, cache.select(slice(i, i + 1))) for i in range(2)]
             hidden = torch.cat(rows)
         gap = float((self.logits(hidden)[:, -1] - expected).abs().max())
-        allowed = 1e-3 if self.dtype == torch.float32 else 0.05
-        if not gap <= allowed * max(1.0, float(expected.abs().max())):
+        if not gap <= self._allowed * max(1.0, float(expected.abs().max())):
             raise UserError(
                 f"{type(self.model).__name__} cannot be steered: its blocks, run one by one, give logits that differ by "
                 f"{gap:.3g} from its own; use another family, such as {', '.join(family.name for family in FAMILIES)}"

@@ -83,6 +83,20 @@ def find_output_projection(block: nn.Module) -> nn.Module:
     return found[0]
 
 
+def switch_of_positions(model: nn.Module) -> int | None:
+    """The most tokens that a text of a model with LongRoPE (Phi-3) may have for its positions to be encoded as those of a short one.
+
+    None for models whose encoding of a position does not depend on how long the text is.
+    """
+    for module in model.modules():
+        config = getattr(module, "config", None)
+        if getattr(module, "rope_type", None) == "longrope" and config is not None:
+            scaling = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+            named = getattr(config, "original_max_position_embeddings", None) or scaling.get("original_max_position_embeddings")
+            return int(named or config.max_position_embeddings)
+    return None
+
+
 def head_count(model: PreTrainedModel) -> int:
     """Query heads per block; under grouped-query attention they share keys and values, and each has an output of its own."""
     return int(model.config.get_text_config().num_attention_heads)

@@ -171,6 +171,7 @@ class SteeredModel:
         decoding = Decoding(n_steps, min(generation.min_new_tokens, n_steps), temperature, ends, absent)
         engine = Engine(self._stack, decoding, text_decoder(self.loaded))
         with self._lock:
+            self._stack.check_lengths({len(ids) for ids in tokens}, n_steps)
             done = {item.cell: item for pack in engine.generate(list(rows.values())) for item in pack}
         for i, cell in enumerate(cells):
             if done[cell].failure is not None:

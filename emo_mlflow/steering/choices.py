@@ -100,7 +100,7 @@ class ChoiceMeter:
         boundaries: where patches will be (`Patch.boundary`).
 
     Raises:
-        UserError: if there is no item, or a question or a choice has no tokens of its own.
+        UserError: if there is no item, or a question or a choice has no tokens of its own; as `BlockStack.is_long`.
     """
 
     def __init__(self, stack: BlockStack, items: Sequence[Item], boundaries: Collection[int]) -> None:
@@ -108,6 +108,8 @@ class ChoiceMeter:
             raise UserError(
                 "multiple-choice items need a question and choices that are not empty: give some, and mend those that are"
             )
+        for item in items:
+            stack.is_long(len(item.question), max(map(len, item.choices)))
         self.stack = stack
         self.items = list(items)
         self._groups = [self._read(members, boundaries) for members in self._members()]

@@ -119,7 +119,8 @@ class DamageMeter:
         most = BATCH_TOKENS.get(self.stack.device.type, TOKENS_ON_A_GPU)
         batches: list[list[int]] = [[]]
         for i in sorted(range(len(texts)), key=lambda i: len(texts[i])):
-            if batches[-1] and len(texts[i]) * (len(batches[-1]) + 1) > most:
+            longer = batches[-1] and self.stack.is_long(len(texts[i])) != self.stack.is_long(len(texts[batches[-1][0]]))
+            if longer or (batches[-1] and len(texts[i]) * (len(batches[-1]) + 1) > most):
                 batches.append([])
             batches[-1].append(i)
         middle = len(batches) // 2

@@ -83,9 +83,10 @@ class Engine:
         if not rows:
             return []
         longest = max(len(row.tokens) for row in rows)
-        return plan_packs(
-            rows, self.batch_size or self.estimate(longest, longest if _edits_prompts(rows) else 1).batch_size
-        )
+        return self._packs(rows, self.batch_size or self.estimate(longest, longest if _edits_prompts(rows) else 1).batch_size)
+
+    def _packs(self, rows: Sequence[Row], batch_size: int) -> list[list[Row]]:
+        return plan_packs(rows, batch_size, lambda length: self.stack.is_long(length, self.decoding.n_steps))
 
     def generate(self, rows: Sequence[Row]) -> Iterator[list[Completion]]:
         """Yields the completions of one pack after another; a pack that does not fit the memory is halved and tried again.
@@ -112,7 +113,7 @@ class Engine:
             if self.stack.device.type == "cuda":
                 torch.cuda.empty_cache()
             left = [row for other in (*waiting[::-1], pack) for row in other]
-            waiting = plan_packs(left, -(-len(pack) // 2))[::-1]
+            waiting = self._packs(left, -(-len(pack) // 2))[::-1]
 
     def _run(self, pack: Sequence[Row]) -> list[Completion]:
         with _attention(self.stack.device):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass
 from itertools import groupby
@@ -45,11 +45,21 @@ def pack_key(patch: Intervention, prompt_length: int) -> tuple[object, ...]:
     return (patch.scope, patch.window, constant, prompt_length if patch.scope == "all" else 0)
 
 
-def plan_packs(rows: Sequence[Row], batch_size: int) -> list[list[Row]]:
+def plan_packs(rows: Sequence[Row], batch_size: int, is_long: Callable[[int], bool] = lambda length: False) -> list[list[Row]]:
     """Splits rows into packs of at most `batch_size`, similar prompt lengths together, so that little is padded.
 
     The rows of a prompt stay together as far as the batch size allows, so that a pack needs few prefills. Baselines join any pack.
+
+    Args:
+        is_long: by a prompt's length, which rows may not be beside others, for the model encodes their positions in another way.
     """
+    kinds: dict[bool, list[Row]] = {}
+    for row in rows:
+        kinds.setdefault(is_long(len(row.tokens)), []).append(row)
+    return [pack for kind in kinds.values() for pack in _plan_alike(kind, batch_size)]
+
+
+def _plan_alike(rows: Sequence[Row], batch_size: int) -> list[list[Row]]:
     groups: dict[tuple[object, ...], list[Row]] = {}
     for row in rows:
         if row.patch is not None:

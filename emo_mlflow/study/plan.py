@@ -116,6 +116,7 @@ def lay_out(inputs: StudyInputs) -> StudyPlan:
     stack = BlockStack(loaded.model)
     second = tuple(Prompt(row["text"], "neutral", "test") for row in _rows("second_prompts.jsonl"))
     tokens = _tokens(loaded, [*prompts.test, *second], settings)
+    stack.check_lengths({len(ids) for ids in tokens.values()}, settings.sequence_length)
     texts = encode_fit_texts(loaded, [prompt.text for prompt in prompts.fit], form_of(settings))
     means, norms = text_means(stack, texts, settings.site, fingerprint=loaded.fingerprint)
     labels = [prompt.emotion for prompt in prompts.fit]

@@ -131,6 +131,7 @@ def make_plan(inputs: Inputs) -> Plan:
     stack = BlockStack(loaded.model)
     config = inputs.settings.resolved(inputs.emotions, loaded.n_layers)
     tokens = tokens_by_prompt(loaded, prompts.test, config)
+    stack.check_lengths({len(ids) for ids in tokens.values()}, config.sequence_length)
     texts = encode_fit_texts(loaded, [prompt.text for prompt in prompts.fit], form_of(config))
     swept: Swept
     conditions: tuple[Condition, ...]

@@ -200,7 +200,7 @@ def test_wide_heads_in_slices_give_the_same_logits(monkeypatch):
     stack = stack_of("gpt2")
     hidden = torch.randn(3, 2, D_MODEL)
     whole = stack.logits(hidden)
-    monkeypatch.setattr("emo_mlflow.models.blocks.SLICE_BYTES", 10 * D_MODEL * 4)
+    monkeypatch.setattr("emo_mlflow.models.output_maps.SLICE_BYTES", 10 * D_MODEL * 4)
     assert torch.allclose(stack.logits(hidden), whole, atol=1e-5)
     assert "forward" not in vars(stack.model.get_output_embeddings())
 
