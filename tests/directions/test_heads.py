@@ -173,7 +173,7 @@ def test_heads_add_up_to_what_attention_adds_to_the_stream(model_type):
     model = published(model_type, **ADDED[model_type])
     stack = BlockStack(model)
     tokens = (1, *range(10, 18))
-    states, writes = head_states(stack, [tokens], 2), head_writes(stack)
+    states, writes = head_states(stack, whole([tokens]), 2), head_writes(stack)
     assert writes is not None
     for layer, block in enumerate(stack.blocks):
         projection, mlp = find_output_projection(block), block.mlp
@@ -190,9 +190,9 @@ def test_heads_add_up_to_what_attention_adds_to_the_stream(model_type):
                 handle.remove()
             return found[0]
 
-        whole, kept = output_of(None), projection.weight.clone()
+        every, kept = output_of(None), projection.weight.clone()
         projection.weight.zero_()
-        added = (whole - output_of(seen[0]))[0, 1:].mean(dim=0).numpy()
+        added = (every - output_of(seen[0]))[0, 1:].mean(dim=0).numpy()
         projection.weight.copy_(kept)
         heads = np.einsum("hd,hdm->m", states.heads[0, layer], writes[layer].numpy())
         np.testing.assert_allclose(heads, added, rtol=1e-3, atol=1e-4 * np.abs(added).max())
