@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 from emo_mlflow.common.deadline import within
 from emo_mlflow.common.files import sha256
+from emo_mlflow.common.names import is_mark, of_word, shown
 from emo_mlflow.errors import UserError
 from emo_mlflow.models.folder import refuse_code
 from emo_mlflow.scoring.cards import TOKENIZER, Activation, Card, Head, builtin_cards, is_hub_id, load_card, source_key
@@ -22,12 +24,11 @@ _ACTIVATIONS: dict[str, Activation] = {
     "single_label_classification": "softmax",
     "regression": "identity",
 }
-# Encoders that number positions from the padding id + 1 on, so that many of them are never used.
-_OFFSET_POSITIONS = ("roberta", "xlm-roberta", "camembert", "xlm-roberta-xl")
 _ONLY_PICKLE = (
     "has no safetensors weights: a pickle (pytorch_model.bin) can run code and is read only if asked; if you trust "
     "where it comes from, export with --weights pickle, which uses PyTorch's restricted loader"
 )
+_LABEL_LENGTH = 60  # a metric joins a scorer, a label and an emotion
 _PATTERNS = ("*.json", "*.txt", "*.model")
 
 
@@ -130,18 +131,24 @@ def complete_card(card: Card, config: Mapping[str, Any]) -> Card:
     head = card.heads[0]
     _check_labels(card, head, _labels(config))
     said = _ACTIVATIONS.get(str(config.get("problem_type")))
+    if said == "softmax" and len(head.labels) == 1:
+        said = None  # it would be 1 for every text: such a config is a mistake, and its card decides
     if head.activation is None and said is None:
-        raise UserError(
-            f"{card.source} has no problem_type: whether its labels exclude each other is not known. Write a card that "
-            "says activation: softmax (exclusive labels) or sigmoid (several may hold), and export that"
-        )
+        raise UserError(_which_activation(card.source, head.labels))
     if head.activation and said and head.activation != said:
         raise UserError(f"the card of {card.name} says {head.activation}, the checkpoint's problem_type says {said}")
-    return replace(
-        card,
-        heads=(replace(head, activation=head.activation or said),),
-        max_length=min(card.max_length, _positions(config)),
-        pad_id=int(config.get("pad_token_id") or 0),
+    return replace(card, heads=(replace(head, activation=head.activation or said),))
+
+
+def _which_activation(source: str, labels: Sequence[str]) -> str:
+    if len(labels) == 1:
+        return (
+            f"{source} has one label ({labels[0]}), over which a softmax is 1 for every text, and does not say what it gives. "
+            "Write a card that says activation: sigmoid (a probability) or identity (the score as it is), and export that"
+        )
+    return (
+        f"{source} has no problem_type: whether its labels exclude each other is not known. Write a card that says activation: "
+        "softmax (exclusive labels), sigmoid (several may hold) or identity (scores as they are), and export that"
     )
 
 
@@ -160,16 +167,32 @@ def _card_from_config(source: str, folder: Path, config: Mapping[str, Any]) -> C
     labels = _labels(config)
     if not labels:
         raise UserError(f"{folder}: config.json has no id2label; write a card with the labels")
-    return Card(name=name, source=source, heads=(Head(name, tuple(map(_normal, labels))),))
+    return Card(name=name, source=source, heads=(Head(name, metric_labels(labels)),))
 
 
 def _labels(config: Mapping[str, Any]) -> list[str]:
     by_id = config.get("id2label") or {}
-    return [str(by_id[key]) for key in sorted(by_id, key=int)]
+    keys = [str(number) for number in range(len(by_id))]
+    if not isinstance(by_id, dict) or set(keys) != set(by_id):
+        raise UserError(f"config.json: id2label must name the labels 0, 1, ..., found {shown(by_id)}; write a card with the labels")
+    return [str(by_id[key]) for key in keys]
+
+
+def metric_labels(labels: Sequence[str]) -> tuple[str, ...]:
+    """Labels as parts of metrics' names, all different: words in small letters with their marks, symbols by their Unicode names."""
+    found: list[str] = []
+    for number, label in enumerate(labels):
+        name = _normal(label)[:_LABEL_LENGTH].strip("_") or f"label_{number}"
+        found.append(f"{name}_{number}" if name in found else name)
+    return tuple(found)
 
 
 def _normal(label: str) -> str:
-    return re.sub(r"[^\w]+", "_", label.strip().lower())
+    """`Très joyeux!` -> `très_joyeux`; what has no letters is named: an emoji, `+` and `-`."""
+    text = unicodedata.normalize("NFC", label.strip().lower())
+    if not any(of_word(c) and not is_mark(c) for c in text):
+        text = " ".join(unicodedata.name(c, "").lower() for c in text if not is_mark(c))
+    return "_".join("".join(c if of_word(c) else " " for c in text).split())
 
 
 def _check_labels(card: Card, head: Head, found: Sequence[str]) -> None:
@@ -180,14 +203,6 @@ def _check_labels(card: Card, head: Head, found: Sequence[str]) -> None:
             f"the card of {card.name} has the labels {', '.join(head.labels)}, but the checkpoint's are "
             f"{', '.join(found)}: pin another revision or correct the card"
         )
-
-
-def _positions(config: Mapping[str, Any]) -> int:
-    """Tokens that the encoder has positions for."""
-    positions = int(config.get("max_position_embeddings") or 512)
-    if config.get("model_type") in _OFFSET_POSITIONS:
-        positions -= int(config.get("pad_token_id") or 0) + 1
-    return positions
 
 
 def _hashes(folder: Path, weights_format: WeightsFormat) -> dict[str, str]:

@@ -16,11 +16,12 @@ _RESERVED_FILES = re.compile(
 )  # devices on Windows, whatever follows the dot
 
 _LINE_ENDS = re.compile("\r\n|[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]")
+_JOINERS = "\u200c\u200d"  # stand inside of words in Persian and in Indian scripts
 _UNSHOWN = re.compile("[\x00-\x08\x0e-\x1b\x1f\x7f-\x84\x86-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def check_name(value: object, where: str) -> str:
-    """A name as it is, if it can stand in a metric's name and a file: letters, digits, spaces, dots, hyphens, underscores.
+    """A name as it is, if it is of letters with their marks, digits, spaces, dots, hyphens and underscores, in any script.
 
     Args:
         where: names the value in the error: a file, a line, a parameter.
@@ -28,8 +29,7 @@ def check_name(value: object, where: str) -> str:
     Raises:
         UserError: for anything else.
     """
-    good = isinstance(value, str) and re.fullmatch(r"[\w.\- ]*\w[\w.\- ]*", value) and value == value.strip()
-    if not good:
+    if not isinstance(value, str) or not _is_name(value):
         raise UserError(f"{where} {shown(value)} is not a name of letters, digits, spaces, dots and hyphens")
     name = str(value)
     if len(name) > LONGEST:
@@ -44,6 +44,23 @@ def check_name(value: object, where: str) -> str:
 def same_name(name: str) -> str:
     """What two spellings of one name share: neither case nor the way in which accents are stored counts."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+
+
+def _is_name(text: str) -> bool:
+    """Whether a text has a letter or a digit and nothing odd, starts with no mark, and has no space or joiner at its ends."""
+    if not all(of_word(c) or c in ".- " + _JOINERS for c in text) or text != text.strip(" " + _JOINERS):
+        return False
+    return any(of_word(c) and not is_mark(c) for c in text) and not is_mark(text[0])
+
+
+def is_mark(character: str) -> bool:
+    """Whether a character is part of the one before it: an accent, a vowel sign, a tone."""
+    return unicodedata.category(character)[0] == "M"
+
+
+def of_word(character: str) -> bool:
+    """Whether a character is a letter, a mark on one, a digit or an underscore. (The \\w of regular expressions leaves marks out.)"""
+    return character.isalnum() or character == "_" or unicodedata.category(character)[0] in "LMN"
 
 
 def check_revision(text: str, where: str) -> str:

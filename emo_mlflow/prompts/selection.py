@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import re
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -13,6 +12,7 @@ from pathlib import Path
 from emo_mlflow.common.names import same_name
 from emo_mlflow.errors import UserError
 from emo_mlflow.prompts.files import DatasetRow, builtin_rows, read_rows
+from emo_mlflow.prompts.repeats import RULE, exclaimed, normalised
 from emo_mlflow.types import Prompt, digest
 
 REFERENCE = "neutral"
@@ -52,11 +52,6 @@ class PromptSet:
         return f"{self.reference}{named}, {n_fit} texts"
 
 
-def normalised(text: str) -> str:
-    """A text without case, punctuation and spacing: texts that agree in this are the same prompt."""
-    return " ".join(re.findall(r"\w+", text.casefold())) or text.strip()
-
-
 def fit_hash(prompts: Iterable[Prompt]) -> str:
     """Identifies the texts that directions were fitted on, in whatever order."""
     return digest(sorted([prompt.emotion, prompt.text] for prompt in prompts))
@@ -67,7 +62,7 @@ def load_prompts(
 ) -> PromptSet:
     """The built-in prompts, or those of a JSONL, CSV or parquet file with the columns text, emotion and optionally role.
 
-    Texts that agree but for case, spacing and punctuation count once, since a repeated prompt is no further evidence. One that is
+    Texts of an emotion that are the same (`repeats.normalised`) count once: a repeated prompt is no further evidence. One that is
     there both to fit and to test stays for fitting, so that nothing is tested on what was fitted. One that stands under several
     emotions is left out: it tells nothing of their difference, and would pull both means the same way. A warning says how many
     were dropped. Without roles, half of every emotion's texts is fitted on and half is tested on.
@@ -143,18 +138,21 @@ def _one_spelling(rows: Sequence[DatasetRow], source: str) -> list[DatasetRow]:
 
 
 def _distinct(rows: Sequence[DatasetRow], source: str) -> list[DatasetRow]:
-    same: dict[str, list[DatasetRow]] = {}
-    for row in rows:
-        same.setdefault(normalised(row[0]), []).append(row)
-    of_one = [group for group in same.values() if len({emotion for _, emotion, _ in group}) == 1]
-    if dropped := len(rows) - len(of_one):
-        several = sum(map(len, same.values())) - sum(map(len, of_one))
+    emotions: dict[str, set[str]] = {}
+    for text, emotion, _ in rows:
+        emotions.setdefault(exclaimed(text), set()).add(emotion)
+    of_one = [row for row in rows if len(emotions[exclaimed(row[0])]) == 1]
+    same: dict[tuple[str, str], list[DatasetRow]] = {}
+    for row in of_one:
+        same.setdefault((row[1], normalised(row[0])), []).append(row)
+    if dropped := len(rows) - len(same):
+        several = len(rows) - len(of_one)
         warnings.warn(
             f"{source}: {dropped} of {len(rows)} texts were dropped: {dropped - several} repeat others, "
-            f"{several} stand under several emotions",
+            f"{several} stand under several emotions; {RULE}",
             stacklevel=3,
         )
-    return [min(group, key=lambda row: row[2] == "test") for group in of_one]
+    return [min(group, key=lambda row: row[2] == "test") for group in same.values()]
 
 
 def _with_roles(rows: Sequence[DatasetRow], seed: int, source: str) -> tuple[list[Prompt], str]:

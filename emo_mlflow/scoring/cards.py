@@ -18,6 +18,7 @@ from emo_mlflow.types import digest
 
 Activation = Literal["softmax", "sigmoid", "identity"]
 
+UNPADDED = -1
 GRAPH, TOKENIZER, CARD = "model.onnx", "tokenizer.json", "card.yaml"
 EMBEDDED = "embedded"
 SETS = {"hub": ("roberta-sentiment", "polite-bert", "roberta-goemotions")}
@@ -52,7 +53,8 @@ class Card:
         source: a hub id or a folder with a classifier's weights; what it was trained from, for the embedded scorer.
         revision: the hub's commit, or empty.
         max_length: tokens kept of a text, special tokens included.
-        pad_id: the token id that padding has; some encoders count positions by it.
+        pad_id: the token id that padding has; some encoders count positions by it. -1 where no padding is without effect:
+            then only texts of equal length share a batch.
         files: sha256 of each exported file; empty in a card that is not exported yet.
         quality: measured figures, as the exporter or the trainer wrote them.
         provenance: how the files were made: data hashes, seeds, versions, options.
@@ -177,6 +179,11 @@ def _parse_head(payload: Any, where: str) -> Head:
         raise UserError(f"{where}: labels must not be empty")
     if head.activation is not None and head.activation not in get_args(Activation):
         raise UserError(f"{where}: activation {head.activation!r} is not one of {', '.join(get_args(Activation))}")
+    if head.activation == "softmax" and len(head.labels) == 1:
+        raise UserError(
+            f"{where}: a softmax over one label ({head.labels[0]}) is 1 for every text; "
+            "say activation: sigmoid (a probability) or identity (the score as it is)"
+        )
     if head.thresholds and len(head.thresholds) != len(head.labels):
         raise UserError(f"{where}: {len(head.thresholds)} thresholds for {len(head.labels)} labels")
     if not (head.temperature > 0 and math.isfinite(head.temperature)):

@@ -14,7 +14,7 @@ import numpy as np
 import onnxruntime as ort
 import psutil
 from scipy.special import expit, softmax
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 from emo_mlflow.common.cache_folder import cache_folder
 from emo_mlflow.errors import UserError, reason_of
@@ -24,6 +24,7 @@ from emo_mlflow.scoring.cards import (
     GRAPH,
     SETS,
     TOKENIZER,
+    UNPADDED,
     Card,
     Head,
     builtin_cards,
@@ -36,6 +37,8 @@ from emo_mlflow.types import FloatArray
 
 # Rows x longest row of a batch. Measured on a CPU: best from 128 to 512; at 8,192 half as fast, for lack of cache.
 TOKEN_BUDGET, GPU_TOKEN_BUDGET = 512, 16_384
+# Is scored for an empty text by classifiers whose rows are not padded: some of them put no token of their own around a text.
+FOR_NOTHING = "."
 _PROVIDERS = ("CUDAExecutionProvider", "CoreMLExecutionProvider", "CPUExecutionProvider")
 _INPUTS = {"input_ids", "attention_mask", "token_type_ids"}
 
@@ -75,10 +78,12 @@ class OnnxScorer:
 
     def score(self, texts: Sequence[str]) -> FloatArray:
         """Distinct texts -> float32 [texts, metrics of the card], in batches of similar length."""
-        rows = [encoding.ids for encoding in self.tokenizer.encode_batch(list(texts))]
-        lengths = np.array([len(row) for row in rows])
+        rows = self.tokenizer.encode_batch(list(texts))
+        if self.card.pad_id == UNPADDED:
+            rows = [row if row.ids else self.tokenizer.encode(FOR_NOTHING) for row in rows]
+        lengths = np.array([len(row.ids) for row in rows])
         found = np.empty((len(rows), len(self.metrics)), dtype=np.float32)
-        for part in _batches(lengths, self._token_budget()):
+        for part in _batches(lengths, self._token_budget(), equal=self.card.pad_id == UNPADDED):
             names = [head.output for head in self.card.heads]
             logits = self.session.run(names, self._inputs([rows[i] for i in part]))
             activated = [_activate(x, head) for x, head in zip(logits, self.card.heads, strict=True)]
@@ -88,13 +93,14 @@ class OnnxScorer:
     def _token_budget(self) -> int:
         return GPU_TOKEN_BUDGET if "CUDAExecutionProvider" in self.providers else TOKEN_BUDGET
 
-    def _inputs(self, rows: list[list[int]]) -> dict[str, np.ndarray]:
-        ids = np.full((len(rows), max(map(len, rows))), self.card.pad_id, dtype=np.int64)
-        mask = np.zeros_like(ids)
+    def _inputs(self, rows: list[Encoding]) -> dict[str, np.ndarray]:
+        ids = np.full((len(rows), max(len(row.ids) for row in rows)), self.card.pad_id, dtype=np.int64)
+        mask, types = np.zeros_like(ids), np.zeros_like(ids)
         for i, row in enumerate(rows):
-            ids[i, : len(row)] = row
-            mask[i, : len(row)] = 1
-        given = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
+            ids[i, : len(row.ids)] = row.ids
+            mask[i, : len(row.ids)] = 1
+            types[i, : len(row.ids)] = row.type_ids
+        given = {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
         return {node.name: given[node.name] for node in self.session.get_inputs()}
 
 
@@ -152,7 +158,7 @@ def load_onnx(folder: Path) -> OnnxScorer:
 
 
 def load_tokenizer(text: str, max_length: int) -> Tokenizer:
-    """A tokenizer from the content of its file: no padding, texts cut to `max_length` tokens.
+    """A tokenizer from the content of its file: no padding, texts cut to `max_length` tokens at the end that the file says.
 
     Raises:
         UserError: if it is none.
@@ -160,7 +166,8 @@ def load_tokenizer(text: str, max_length: int) -> Tokenizer:
     try:
         tokenizer = Tokenizer.from_str(text)
         tokenizer.no_padding()
-        tokenizer.enable_truncation(max_length)
+        side = str((tokenizer.truncation or {}).get("direction", "right")).lower()
+        tokenizer.enable_truncation(max_length, direction=side)
     except Exception as error:  # the tokenizers library raises plain Exception
         raise UserError(f"the scorer's {TOKENIZER} cannot be loaded: {reason_of(error)}") from None
     return tokenizer
@@ -219,12 +226,17 @@ def n_threads() -> int:
     return max(1, min(usable, psutil.cpu_count(logical=False) or usable))
 
 
-def _batches(lengths: np.ndarray, budget: int) -> Iterator[np.ndarray]:
-    """Row numbers, sorted by length, in batches whose padded size stays within `budget` where a row alone does."""
+def _batches(lengths: np.ndarray, budget: int, equal: bool) -> Iterator[np.ndarray]:
+    """Row numbers, sorted by length, in batches whose padded size stays within `budget` where a row alone does.
+
+    Args:
+        equal: whether only rows of equal length share a batch.
+    """
     order = np.argsort(lengths, kind="stable")
     start = 0
     for end in range(1, len(order) + 1):
-        if end == len(order) or (end + 1 - start) * lengths[order[end]] > budget:
+        full = end == len(order) or (end + 1 - start) * lengths[order[end]] > budget
+        if full or (equal and lengths[order[end]] > lengths[order[start]]):
             yield order[start:end]
             start = end
 

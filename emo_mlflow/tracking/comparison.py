@@ -13,7 +13,7 @@ from mlflow.entities import Dataset, DatasetInput, InputTag
 
 from emo_mlflow.comparison import Comparison
 from emo_mlflow.tracking.lifecycle import experiment_name, run_context
-from emo_mlflow.tracking.values import log_values, metric_name
+from emo_mlflow.tracking.values import log_values
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class ComparisonRun:
         """Logs the files of a folder, settings as params, numbers as metrics; tags and inputs link the sweeps."""
         self.client.log_artifacts(self.run_id, str(folder))
         params = {f"compared.{name}": value for name, value in {**settings, "phase": comparison.phase}.items()}
-        metrics = [(metric_name(name), value, 0) for name, value in comparison.metrics.items()]
+        metrics = [(name, value, 0) for name, value in comparison.metrics.items()]
         log_values(self.client, self.run_id, params=params, metrics=metrics)
         self.client.set_tag(self.run_id, "emo.sweeps", ",".join(source.run_id for source in comparison.sources))
         inputs = [

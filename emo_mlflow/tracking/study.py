@@ -17,7 +17,7 @@ from emo_mlflow.study.finished import StudyResult
 from emo_mlflow.study.protocol import Design
 from emo_mlflow.study.verdicts import verdict_metrics
 from emo_mlflow.tracking.lifecycle import run_context
-from emo_mlflow.tracking.values import log_values
+from emo_mlflow.tracking.values import log_values, metric_name
 
 STUDY = "study"
 DESIGN_ID, CHANGED = "emo.design", "emo.design_changed"
@@ -71,7 +71,7 @@ class StudyRun:
         metrics = [(name, value, 0) for name, value in {**verdict_metrics(result.answers), **result.metrics}.items()]
         log_values(self.client, self.run_id, metrics=metrics)
         for answer in result.answers:
-            self.client.set_tag(self.run_id, f"emo.verdict.{answer.emotion}", answer.verdict)
+            self.client.set_tag(self.run_id, metric_name(f"emo.verdict.{answer.emotion}"), answer.verdict)
         self.client.set_tag(self.run_id, MLFLOW_RUN_NOTE, note(result))
         self._log_children(result)
 

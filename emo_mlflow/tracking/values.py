@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+import re
 import time
+import unicodedata
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param
+
+from emo_mlflow.types import digest
 
 METRICS_A_BATCH, PARAMS_A_BATCH, PARAM_LENGTH, NAME_LENGTH = 1000, 100, 6000, 250  # MLflow's limits
 
@@ -28,8 +32,16 @@ def param_text(value: Any) -> str:
 
 
 def metric_name(name: str) -> str:
-    """A name that MLflow takes: a model's own may have other characters."""
-    return "".join(c if c.isascii() and (c.isalnum() or c in "/_.- :") else "_" for c in name)[:NAME_LENGTH]
+    """A metric's or a tag's name as MLflow takes it: letters of any script, digits and /_.-: and spaces.
+
+    In each part between dots the rest, such as the vowel signs of Hindi, becomes `_`, and a digest keeps such parts apart.
+    """
+    return ".".join(_part(part) for part in unicodedata.normalize("NFC", name).split("."))[:NAME_LENGTH]
+
+
+def _part(text: str) -> str:
+    taken = re.sub(r"[^/\w\- :]", "_", text)
+    return text if taken == text else f"{taken}-{digest(text, 4)}"
 
 
 def milliseconds() -> int:
@@ -56,7 +68,7 @@ def log_values(
     """
     when = milliseconds() if timestamp is None else timestamp
     texts = [Param(name, param_text(value)) for name, value in (params or {}).items()]
-    numbers = [Metric(name, value, when, step, model_id=model_id) for name, value, step in finite(metrics)]
+    numbers = [Metric(metric_name(name), value, when, step, model_id=model_id) for name, value, step in finite(metrics)]
     for i in range(0, len(texts), PARAMS_A_BATCH):
         send(partial(client.log_batch, run_id, params=texts[i : i + PARAMS_A_BATCH]))
     for i in range(0, len(numbers), METRICS_A_BATCH):

@@ -12,7 +12,8 @@ from emo_mlflow.errors import UserError
 
 
 @pytest.mark.parametrize("name", ["../../x", "/etc/passwd", "C:\\x", "a\x00b", "a\nb", "\u202eevil", "a\u2028b", "$(id)", "<b>", "=1+1", "*",
-                                  "\ud800", " ", "", "x" * (LONGEST + 1), "joy.basis", "joy.explained", 7, None])  # fmt: skip
+                                  "\ud800", " ", "", "x" * (LONGEST + 1), "joy.basis", "joy.explained", 7, None,
+                                  "\u0301joy", "joy\u200d", "\u200cjoy", "😊", "a😊", "\u093f"])  # fmt: skip
 def test_names_that_are_none(name):
     with pytest.raises(UserError) as caught:
         check_name(name, "emotion")
@@ -20,7 +21,8 @@ def test_names_that_are_none(name):
     str(caught.value).encode()
 
 
-@pytest.mark.parametrize("name", ["joy", "très content", "喜び", "not-so.sad_2", "Joy", "1", "x" * LONGEST])
+@pytest.mark.parametrize("name", ["joy", "très content", "喜び", "not-so.sad_2", "Joy", "1", "x" * LONGEST,
+                                  "खुशी", "ความสุข", "tre\u0300s", "שִׂמְחָה", "می\u200cترسم", "ক্\u200dষ"])
 def test_names_that_are_some(name):
     assert check_name(name, "emotion") == name
 

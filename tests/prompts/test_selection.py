@@ -6,6 +6,7 @@ import itertools
 import json
 import re
 import unicodedata
+import warnings
 from collections import Counter
 
 import numpy as np
@@ -13,7 +14,8 @@ import pandas as pd
 import pytest
 
 from emo_mlflow.errors import UserError
-from emo_mlflow.prompts.selection import fit_hash, load_prompts, normalised
+from emo_mlflow.prompts.repeats import exclaimed, normalised
+from emo_mlflow.prompts.selection import fit_hash, load_prompts
 
 EMOTIONS = ("gratitude", "anger", "apology")
 
@@ -162,7 +164,7 @@ def test_repeats_count_once(tmp_path):
         for emotion, word in (("joy", "Yes"), ("neutral", "Day"))
         for i in range(225)
     ]
-    with pytest.warns(UserWarning, match="310 of 450 .* 310 repeat others, 0 stand"):
+    with pytest.warns(UserWarning, match="310 of 450 .* 310 repeat others, 0 stand .*differ in case, spacing or punctuation only"):
         found = load_prompts(write(tmp_path / "mine.jsonl", table), max_samples=1000)
     assert found.n_duplicates == 310 and len(found.test) == 35
     assert Counter(prompt.emotion for prompt in found.fit) == {"joy": 35, "neutral": 35}
@@ -180,6 +182,55 @@ def test_no_text_is_tested_on_that_was_fitted_on(tmp_path, order):
         and len(found.fit) == 12
         and {p.text for p in found.test} == {"Open 0", "Open 1", "Open 2"}
     )
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("Great service 😊", "Great service 😡"), ("Great service!", "Great service?"), ("Really?", "Really"),
+        ("Great service :)", "Great service :("), ("Thanks <3", "Thanks </3"), ("👍🏻", "👍🏿"), ("+1", "-1"), ("कि", "की"), ("สุข", "สข"),
+        ("café", "cafe"), ("١", "٢"), ("آیا؟", "آیا"), ("Nice 😊😊", "Nice 😊"),
+    ],
+)  # fmt: skip
+def test_what_carries_a_feeling_makes_two_texts(first, second):
+    """Guards: texts that differ in an emoji, a face, a ? or a vowel sign taken for repeats, and all of them dropped."""
+    assert normalised(first) != normalised(second)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("Thank you!!", "thank  you"), ("It's  fine, really.", "it’s fine — really"), ("What?!", "WHAT ???"), ("Stop", "Stop\u00ad…"),
+        ("cafe\u0301", "CAFÉ"), ("❤️ you", "❤ you"), ("नमस्ते।", "नमस्ते"), ("ｇｏｏｄ？", "good?"), ("می\u200cروم", "میروم"), ("!!!", "!"),
+    ],
+)  # fmt: skip
+def test_case_spacing_and_punctuation_do_not(first, second):
+    assert normalised(first) == normalised(second)
+
+
+def test_a_text_under_two_emotions_may_differ_in_how_loud_it_is():
+    assert exclaimed("Great!") != exclaimed("great.") and exclaimed("Great!!") == exclaimed("GREAT!")
+
+
+def test_texts_that_differ_in_an_emoji_keep_their_emotions(tmp_path):
+    """Guards: a data set of which everything is dropped."""
+    table = [
+        {"text": f"Great service {i}{ending}", "emotion": emotion}
+        for emotion, ending in (("joy", " 😊"), ("anger", " 😡"), ("doubt", "?"), ("awe", "!"), ("calm", "."))
+        for i in range(4)
+    ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = load_prompts(write(tmp_path / "mine.jsonl", table), max_samples=100)
+    assert found.n_duplicates == 0 and found.emotions == ("joy", "anger", "doubt", "awe", "calm") and len(found.fit) == 10
+
+
+def test_emotions_in_scripts_with_marks_are_read(tmp_path):
+    """Guards: `not a name of letters` for Hindi, Thai and decomposed letters; words that differ in a vowel sign as one text."""
+    names = ("खुशी", "เศร้า", "tre\u0301s", "neutral", "می\u200cترسم")
+    table = [{"text": f"{word} {i}", "emotion": name} for name in names for i in range(3) for word in ("कि", "की")]
+    found = load_prompts(write(tmp_path / "mine.csv", [row | {"text": f"{row['text']} {row['emotion']}"} for row in table]), max_samples=9)
+    assert len(found.emotions) == 4 and found.n_duplicates == 0
 
 
 @pytest.mark.parametrize("order", [1, -1])

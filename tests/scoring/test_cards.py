@@ -17,7 +17,7 @@ def test_a_card_with_a_path_for_a_name_is_refused(tmp_path):
     card = Card("../../x", "a/b", (Head("h", ("a",), "softmax"),))
     heads = ([{"name": "a/b", "labels": ["x"]}], [{"name": "a", "labels": ["x\ny"]}])
     for change in ({"name": "../../x"}, {"revision": "../../x"}, *({"heads": head} for head in heads)):
-        payload = {"name": "x", "source": "a/b", "heads": [{"name": "h", "labels": ["a"], "activation": "softmax"}], **change}
+        payload = {"name": "x", "source": "a/b", "heads": [{"name": "h", "labels": ["a"], "activation": "sigmoid"}], **change}
         (tmp_path / "card.yaml").write_text(yaml.safe_dump(payload), encoding="utf-8")
         with pytest.raises(UserError, match="not a name|no revision"):
             load_card(tmp_path / "card.yaml")

@@ -6,7 +6,7 @@ import math
 
 from mlflow import MlflowClient
 
-from emo_mlflow.tracking.values import METRICS_A_BATCH, PARAM_LENGTH, log_values
+from emo_mlflow.tracking.values import METRICS_A_BATCH, PARAM_LENGTH, log_values, metric_name
 
 
 def test_more_than_a_request_holds(tmp_path):
@@ -27,3 +27,16 @@ def test_more_than_a_request_holds(tmp_path):
     assert set(data.metrics) == {"m"} and len(requests) == 4
     history = client.get_metric_history(run_id, "m")
     assert len(history) == METRICS_A_BATCH + 1 and {item.timestamp for item in history} == {7}
+
+
+def test_names_in_every_script_are_taken_and_stay_apart(tmp_path):
+    """Guards: a sweep that is refused for an emotion in Hindi, and two emotions in Japanese whose effects are one metric."""
+    names = ["effect.喜び.x.joy", "effect.怒り.x.joy", "effect.कि.x.joy", "effect.की.x.joy", "effect.très.x.joy", "effect.a😀.x", "effect.a😡.x"]
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    run_id = client.create_run("0").info.run_id
+    log_values(client, run_id, metrics=[(name, float(number), 0) for number, name in enumerate(names)])
+    assert sorted(client.get_run(run_id).data.metrics.values()) == list(range(len(names)))
+    assert metric_name("effect.joy.alpha_2.x: y/z-1") == "effect.joy.alpha_2.x: y/z-1" and metric_name(names[0]) == names[0]
+    assert metric_name("effect.tre\u0300s.x") == "effect.très.x"
+    assert metric_name(names[2]).startswith("effect.क_-") and metric_name(names[2]).endswith(".x.joy")
+    client.set_tag(run_id, metric_name("emo.verdict.कि"), "specific")
