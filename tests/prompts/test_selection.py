@@ -220,7 +220,7 @@ def test_texts_that_differ_in_an_emoji_keep_their_emotions(tmp_path):
         for i in range(4)
     ]
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.filterwarnings("error", message=".*dropped")
         found = load_prompts(write(tmp_path / "mine.jsonl", table), max_samples=100)
     assert found.n_duplicates == 0 and found.emotions == ("joy", "anger", "doubt", "awe", "calm") and len(found.fit) == 10
 
