@@ -9,18 +9,13 @@ import csv
 from pathlib import Path
 
 import numpy as np
-from scipy import optimize, stats
+from scipy import optimize
 
 from emo_mlflow.scoring.broken import FEATURES, breaks_text, features
+from emo_mlflow.statistics.agreement import auc
 
 LABELLED = Path(__file__).parents[1] / "tests" / "data" / "labelled_texts.csv"
 FOLDS, PENALTY = 5, 1.0
-
-
-def auc(score: np.ndarray, positive: np.ndarray) -> float:
-    """The share of pairs in which the positive scores higher."""
-    n = int(positive.sum())
-    return float((stats.rankdata(score)[positive].sum() - n * (n + 1) / 2) / (n * (len(positive) - n)))
 
 
 def interval(score: np.ndarray, positive: np.ndarray, n_bootstrap: int = 1000) -> tuple[float, float]:

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from emo_mlflow.comparison.rows import records
+from emo_mlflow.report.agreement import agreement_paragraphs
 from emo_mlflow.report.blocks import Block, Bullets, Heading, Paragraph, Picture, Table, to_markdown
 from emo_mlflow.report.comparison_text import number
 from emo_mlflow.report.findings import effect_table, findings
@@ -65,7 +66,8 @@ def write_heads_report(result: SweepResult, heads: SweptHeads, folder: Path) -> 
             save(direct_against_change(tested, share), folder / "figures" / "direct_against_change.png")
             text = "Direct effect of a head against what replacing it changed. Grey: control heads, drawn at random."
             blocks.append(Picture("figures/direct_against_change.png", text))
-    blocks += [Heading("Heads that were replaced"), _table(tested), *_settings(result)]
+    trust = agreement_paragraphs(result.facts, set(tested["metric"]))
+    blocks += [Heading("Heads that were replaced"), _table(tested), *trust, *_settings(result)]
     (folder / "report.md").write_text(to_markdown(blocks), encoding="utf-8")
 
 

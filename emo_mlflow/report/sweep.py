@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from emo_mlflow.report.agreement import agreement_paragraphs
 from emo_mlflow.report.blocks import Block, Bullets, Heading, Paragraph, Picture, Table, escape, to_html, to_markdown
 from emo_mlflow.report.figures import against_random, effect_against_fluency, heat_maps
 from emo_mlflow.report.findings import Finding, findings
@@ -156,6 +157,7 @@ def _blocks(result: SweepResult, found: Sequence[Finding], examples: pd.DataFram
             "so its size is too large. p is the share of random directions, searched over the same conditions, that do as much, "
             "itself counted, and is of one emotion alone; a comparison run (emo-mlflow compare) tests all together."
         ),
+        *agreement_paragraphs(result.facts, {item.metric for item in found}),
         Heading("Figures"),
         *(Picture(f"figures/{name}.png", caption) for name, caption in FIGURES.items()),
         Heading("Texts"),

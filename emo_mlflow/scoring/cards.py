@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -14,6 +15,7 @@ import yaml
 
 from emo_mlflow.common.names import check_name, check_revision, file_stem, shown
 from emo_mlflow.errors import UserError, reason_of
+from emo_mlflow.scoring.agreement import Agreement, parse_agreements
 from emo_mlflow.types import digest
 
 Activation = Literal["softmax", "sigmoid", "identity"]
@@ -57,6 +59,7 @@ class Card:
             then only texts of equal length share a batch.
         files: sha256 of each exported file; empty in a card that is not exported yet.
         quality: measured figures, as the exporter or the trainer wrote them.
+        readers: how well its scores agree with readers on text that was written under intervention; empty if that was not measured.
         provenance: how the files were made: data hashes, seeds, versions, options.
     """
 
@@ -70,6 +73,7 @@ class Card:
     pad_id: int = 0
     files: Mapping[str, str] = field(default_factory=dict)
     quality: Mapping[str, Any] = field(default_factory=dict)
+    readers: tuple[Agreement, ...] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -147,7 +151,7 @@ def parse_card(payload: Any, where: str) -> Card:
     for name, mark in values.get("files", {}).items():
         if not isinstance(name, str) or not isinstance(mark, str):
             raise UserError(f"{where}: files must be names with a sha256 each, found {shown(name)}: {shown(mark)}")
-    card = Card(**(values | {"heads": parsed}))
+    card = Card(**(values | {"heads": parsed, "readers": parse_agreements(values.get("readers", ()), where)}))
     duplicates = {metric for metric in card.metrics if card.metrics.count(metric) > 1}
     if duplicates:
         raise UserError(f"{where}: {', '.join(sorted(duplicates))} occurs more than once; give the heads other names")
@@ -163,7 +167,9 @@ def dump_card(card: Card) -> str:
         {k: list(v) if isinstance(v, tuple) else v for k, v in head.items() if v not in ((), None)}
         for head in payload["heads"]
     ]
-    return yaml.safe_dump(payload, sort_keys=False, allow_unicode=True, width=120)
+    rows = [{k: v for k, v in row.items() if v is not None} for row in payload.pop("readers", ())]
+    plain = partial(yaml.safe_dump, sort_keys=False, allow_unicode=True, width=120)
+    return f"{plain(payload)}{plain({'readers': rows}, default_flow_style=None) if rows else ''}"
 
 
 def _parse_head(payload: Any, where: str) -> Head:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -18,6 +17,7 @@ from tokenizers import Encoding, Tokenizer
 
 from emo_mlflow.common.cache_folder import cache_folder
 from emo_mlflow.errors import UserError, reason_of
+from emo_mlflow.scoring.agreement import Agreement
 from emo_mlflow.scoring.cards import (
     CARD,
     EMBEDDED,
@@ -67,9 +67,9 @@ class OnnxScorer:
         return self.card.fingerprint
 
     @property
-    def measured_on(self) -> Mapping[str, Any]:
+    def agreement(self) -> tuple[Agreement, ...]:
         """The card's figures."""
-        return self.card.quality
+        return self.card.readers
 
     @property
     def providers(self) -> tuple[str, ...]:

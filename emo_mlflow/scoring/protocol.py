@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
 
 from emo_mlflow.errors import UserError
+from emo_mlflow.scoring.agreement import ALL, Agreement
 from emo_mlflow.scoring.score_cache import ScoreCache
 from emo_mlflow.types import FloatArray
 
@@ -32,8 +34,8 @@ class Scorer(Protocol):
         ...
 
     @property
-    def measured_on(self) -> Mapping[str, Any]:
-        """How good it is and on which texts that was measured, as its maker wrote it; empty if that is not known."""
+    def agreement(self) -> tuple[Agreement, ...]:
+        """How well it agrees with readers on text that was written under intervention; empty if that was not measured."""
         ...
 
     @property
@@ -53,6 +55,7 @@ class Scorers:
         members: the scorers.
         metrics: names of the columns, those of one scorer after those of another.
         fingerprints: of each scorer, by name.
+        agreement: of each scorer, by name, how well it agrees with readers over all texts, as plain data.
         providers: all that compute scores.
     """
 
@@ -63,6 +66,7 @@ class Scorers:
         self.members = tuple(members)
         self.metrics: tuple[str, ...] = tuple(metric for member in members for metric in member.metrics)
         self.fingerprints: dict[str, str] = {member.name: member.fingerprint for member in members}
+        self.agreement: dict[str, list[dict[str, Any]]] = {member.name: _over_all(member) for member in members}
         self.providers: list[str] = list(dict.fromkeys(name for member in members for name in member.providers))
 
     def score(self, texts: Sequence[str] | pd.Series) -> FloatArray:
@@ -91,6 +95,11 @@ class Scorers:
         fresh = dict(zip(unknown, scorer.score(unknown), strict=True))
         self._cache.write(key, fresh)
         return np.array([known[t] if t in known else fresh[t] for t in texts], dtype=np.float32).reshape(-1, width)
+
+
+def _over_all(scorer: Scorer) -> list[dict[str, Any]]:
+    rows = [asdict(row) for row in scorer.agreement if row.texts == ALL]
+    return [{name: value for name, value in row.items() if value is not None} for row in rows]
 
 
 def _check_metrics(members: Sequence[Scorer]) -> None:

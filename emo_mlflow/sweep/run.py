@@ -105,6 +105,7 @@ def _facts(plan: Plan, device: str) -> dict[str, object]:
         "n_cells": plan.n_cells,
         "scorer_fingerprints": dict(plan.inputs.scorers.fingerprints),
         "scorer_providers": list(plan.inputs.scorers.providers),
+        "agreement": plan.inputs.scorers.agreement,
         "reference": prompts.reference,
         "prompt_source": prompts.source,
         "prompt_split": prompts.split,

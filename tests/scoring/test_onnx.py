@@ -257,7 +257,7 @@ def test_embedded_scores_do_not_depend_on_the_batch(embedded: Scorers) -> None:
 def test_embedded_quality_is_what_was_promised(embedded: Scorers) -> None:
     """Guards: weights exchanged for worse ones: the floor for the figures in the card."""
     (scorer,) = embedded.members
-    quality = scorer.measured_on
+    quality = scorer.card.quality
     assert quality["goemotions"]["macro_f1"] >= 0.54
     assert quality["goemotions"]["macro_f1_cross_fitted"] >= 0.51
     assert quality["sentiment"]["macro_f1"] >= 0.72

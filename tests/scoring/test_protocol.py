@@ -12,6 +12,7 @@ from tiny_scorers import write_scorer
 
 from emo_mlflow.errors import UserError
 from emo_mlflow.scoring import loading
+from emo_mlflow.scoring.agreement import Agreement
 from emo_mlflow.scoring.protocol import Scorer, Scorers
 from emo_mlflow.scoring.score_cache import ScoreCache
 
@@ -23,7 +24,7 @@ class Shouting:
     name: str = "shouting"
     metrics: tuple[str, ...] = ("shouting.marks", "shouting.capitals")
     fingerprint: str = "1" * 16
-    measured_on: dict[str, float] = field(default_factory=dict)
+    agreement: tuple[Agreement, ...] = ()
     providers: tuple[str, ...] = ("Python",)
     seen: list[str] = field(default_factory=list)
 
