@@ -16,9 +16,10 @@ _PUBLIC = {
     "find_sweeps": "emo_mlflow.tracking.reading",
     "compare": "emo_mlflow.commands.compare",
     "score": "emo_mlflow.scoring.loading",
+    "steer": "emo_mlflow.commands.steer",
 }
 
-__all__ = ["UserError", "__version__", "compare", "find_sweeps", "load_sweep", "score"]
+__all__ = ["UserError", "__version__", "compare", "find_sweeps", "load_sweep", "score", "steer"]
 
 
 def __getattr__(name: str) -> Any:

@@ -13,7 +13,7 @@ from emo_mlflow.cli.options import parameter_options, profile_option, store_opti
 from emo_mlflow.cli.tools import COMMANDS
 from emo_mlflow.errors import UserError, reason_of
 from emo_mlflow.settings.profiles import DEFAULT, OF_HEADS, PROFILES
-from emo_mlflow.settings.tables import ALIGN, COMPARE, HEADS, PARAMETERS, STUDY, VECTORS
+from emo_mlflow.settings.tables import ALIGN, COMPARE, HEADS, PARAMETERS, STEER, STUDY, VECTORS
 
 STORES = ("mlflow", "sqlalchemy", "alembic")  # whose errors are about the store: its address, its tables, its answers
 
@@ -153,6 +153,21 @@ def compare(tracking_uri: str | None, experiment: str | None, **given: str | Non
 
     settings = settings_from(CompareSettings, given, tracking_uri)
     run_comparison(settings, tracking_uri, experiment, click.echo)
+
+
+@main.command()
+@click.argument("prompts", nargs=-1)
+@click.option("--stream", "word_by_word", is_flag=True, help="Write the steered text as it comes.")
+@parameter_options(STEER)
+@click.option("--tracking-uri", default=None, help="MLflow tracking store of --run-id or --directions; default: MLFLOW_TRACKING_URI or ./mlflow.db.")
+def steer(prompts: tuple[str, ...], word_by_word: bool, tracking_uri: str | None, **given: str | None) -> None:
+    """Continue PROMPTS with and without a direction, side by side; nothing is logged.
+
+    `emo-mlflow steer "My brother called" --emotion gratitude --layer 12 --alpha 2`. In brackets: the default.
+    """
+    from emo_mlflow.commands.steer import run_steer
+
+    run_steer(given, prompts, word_by_word, tracking_uri, click.echo)
 
 
 @main.command("log-model")

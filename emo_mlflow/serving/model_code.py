@@ -12,7 +12,8 @@ from mlflow.exceptions import MlflowException
 from mlflow.pyfunc import PythonModel, PythonModelContext
 
 from emo_mlflow.errors import UserError
-from emo_mlflow.serving.steered_model import ARTIFACT, RECORDED, Options, SteeredModel, load_steered
+from emo_mlflow.serving.call_options import Options
+from emo_mlflow.serving.steered_model import ARTIFACT, RECORDED, SteeredModel, load_steered
 
 COLUMNS = ("prompt", "text", 0)  # 0: of a list
 
@@ -36,7 +37,7 @@ class SteeredPythonModel(PythonModel):
 
         Args:
             model_input: one column; MLflow makes it of a string, a list, or the first column of a table.
-            params: as in steered.Options.
+            params: as in call_options.Options.
 
         Raises:
             MlflowException: for what the caller can mend: of other exceptions a server does not hand on the message.

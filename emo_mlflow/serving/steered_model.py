@@ -7,7 +7,6 @@ Knows nothing of MLflow. A steered model is a folder: `steered.json` (settings),
 from __future__ import annotations
 
 import json
-import math
 import shutil
 import threading
 from collections import Counter
@@ -31,6 +30,7 @@ from emo_mlflow.models.loading import LoadedModel, load
 from emo_mlflow.models.names import ModelSpec, resolve
 from emo_mlflow.models.tokens import encode_prompts, text_decoder
 from emo_mlflow.models.weights import INDEX, weight_files
+from emo_mlflow.serving.call_options import AS_RECORDED, Options
 from emo_mlflow.settings.templates import Form
 from emo_mlflow.steering.decoding import Decoding
 from emo_mlflow.steering.edits import at_dose, make_patch
@@ -86,43 +86,6 @@ class Settings:
     dose: float | None = None
 
 
-@dataclass(frozen=True)
-class Options:
-    """What a call may set; None keeps what the sweep had.
-
-    Attributes:
-        alpha: strength, in the condition's unit; 0 is the base model itself where the operation says so (`zero_is_baseline`).
-        max_new_tokens: tokens of a text at most; end-of-sequence is suppressed before the sweep's `min_new_tokens`.
-        temperature: 0 for greedy decoding.
-        seed: of the sampling noise.
-    """
-
-    alpha: float | None = None
-    max_new_tokens: int | None = None
-    temperature: float | None = None
-    seed: int | None = None
-
-    @classmethod
-    def read(cls, params: Mapping[str, Any]) -> Options:
-        """Options from names and numbers.
-
-        Raises:
-            UserError: for a name that there is not, or a value that cannot be.
-        """
-        if unknown := sorted(set(params) - set(cls.__dataclass_fields__)):
-            raise UserError(f"unknown parameter {unknown[0]!r}: there are {', '.join(cls.__dataclass_fields__)}")
-        options = cls(**params)
-        for name in ("alpha", "temperature"):
-            value = getattr(options, name)
-            if value is not None and not math.isfinite(value):
-                raise UserError(f"{name}={value} is not a finite number")
-        if options.temperature is not None and options.temperature < 0:
-            raise UserError(f"temperature={options.temperature:g} is below 0; 0 is greedy decoding")
-        if options.max_new_tokens is not None and options.max_new_tokens < 1:
-            raise UserError(f"max_new_tokens={options.max_new_tokens} is less than 1")
-        return options
-
-
 class SteeredModel:
     """A loaded base model that writes under one intervention."""
 
@@ -131,10 +94,10 @@ class SteeredModel:
         self.loaded = loaded
         self._vector, self._basis = vector, basis
         self._stack = BlockStack(loaded.model)
-        self._lock = threading.Lock()  # the blocks of a model have one caller at a time
+        self.lock = threading.Lock()  # the blocks of a model have one caller at a time
         self._doses = {} if settings.dose is None else {settings.condition.alpha: settings.dose}
 
-    def complete(self, prompts: Sequence[str], options: Options = Options()) -> list[str]:
+    def complete(self, prompts: Sequence[str], options: Options = AS_RECORDED) -> list[str]:
         """Continues each prompt; the prompt itself is not part of the answer.
 
         The i-th occurrence of a prompt in one call is its sample i, as in the sweep: equal prompts differ if, and only if, temperature
@@ -142,6 +105,20 @@ class SteeredModel:
 
         Raises:
             UserError: naming the prompt that is empty, no text, or too long, or an option that breaks the text.
+        """
+        rows, engine = self.rows(prompts, options)
+        with self.lock:
+            done = {item.cell: item for pack in engine.generate(list({row.cell: row for row in rows}.values())) for item in pack}
+        for i, row in enumerate(rows):
+            if done[row.cell].failure is not None:
+                raise UserError(f"prompt {i} has no text: {done[row.cell].failure}")
+        return [done[row.cell].completion for row in rows]
+
+    def rows(self, prompts: Sequence[str], options: Options) -> tuple[list[Row], Engine]:
+        """A row per prompt, equal ones for equal cells, and the engine to write them with.
+
+        Raises:
+            UserError: as `complete`.
         """
         generation = self.settings.generation
         n_steps = generation.sequence_length if options.max_new_tokens is None else options.max_new_tokens
@@ -151,8 +128,6 @@ class SteeredModel:
         if options.alpha is not None:
             condition = replace(condition, alpha=options.alpha)
         _check_texts(prompts)
-        if not prompts:
-            return []
         tokens = encode_prompts(self.loaded, prompts, generation.form)
         for i, ids in enumerate(tokens):
             if len(ids) + n_steps > self.loaded.context:
@@ -160,29 +135,22 @@ class SteeredModel:
                     f"prompt {i} has {len(ids)} tokens; with {n_steps} new ones it does not fit the model's context of "
                     f"{self.loaded.context}: shorten it or max_new_tokens"
                 )
-        if condition.alpha_unit == "kl":
+        if condition.alpha_unit == "kl" and prompts:
             condition = at_dose(condition, self._dose(condition))
-        patch = make_patch(condition, self._vector, self._basis, self.settings.residual_norm, n_steps)
-        rows: dict[Cell, Row] = {}
+        patch = make_patch(condition, self._vector, self._basis, self.settings.residual_norm, n_steps) if prompts else None
         cells = _cells(condition, prompts, sampled=temperature > 0)
-        for cell, ids in zip(cells, tokens, strict=True):
-            rows[cell] = Row(cell, ids, patch, noise_seed(seed, cell.prompt_id, cell.sample))
+        rows = [Row(cell, ids, patch, noise_seed(seed, cell.prompt_id, cell.sample)) for cell, ids in zip(cells, tokens, strict=True)]
         ends, absent = end_tokens(self.loaded, generation.form), self.loaded.absent_ids
         decoding = Decoding(n_steps, min(generation.min_new_tokens, n_steps), temperature, ends, absent)
-        engine = Engine(self._stack, decoding, text_decoder(self.loaded))
-        with self._lock:
+        with self.lock:
             self._stack.check_lengths({len(ids) for ids in tokens}, n_steps)
-            done = {item.cell: item for pack in engine.generate(list(rows.values())) for item in pack}
-        for i, cell in enumerate(cells):
-            if done[cell].failure is not None:
-                raise UserError(f"prompt {i} has no text: {done[cell].failure}")
-        return [done[cell].completion for cell in cells]
+        return rows, Engine(self._stack, decoding, text_decoder(self.loaded))
 
 
     def _dose(self, condition: Condition) -> float:
         """What does the damage that alpha says, found once for each alpha."""
         patch = make_patch(at_dose(condition, 1.0), self._vector, self._basis, self.settings.residual_norm, 1)
-        with self._lock:
+        with self.lock:
             if condition.alpha not in self._doses:
                 meter = budget_meter(self.loaded, self._stack, [patch.boundary], self.settings.generation.prepend_bos)
                 self._doses[condition.alpha] = float(find_strengths(meter, [patch], [float(condition.alpha or 0)]).alpha[0])

@@ -10,12 +10,13 @@ from emo_mlflow.settings.compare import CompareSettings
 from emo_mlflow.settings.declared import Parameter, table_of
 from emo_mlflow.settings.export import ScorerExport
 from emo_mlflow.settings.profiles import OF_HEADS, PROFILES
+from emo_mlflow.settings.steer import SteerSettings
 from emo_mlflow.settings.study import StudySettings
 from emo_mlflow.settings.sweep import HeadSettings, SweepSettings
 from emo_mlflow.settings.vectors import VectorSettings
 
-PARAMETERS, STUDY, HEADS, VECTORS, ALIGN, COMPARE, EXPORT = map(
-    table_of, (SweepSettings, StudySettings, HeadSettings, VectorSettings, AlignSettings, CompareSettings, ScorerExport)
+PARAMETERS, STUDY, HEADS, VECTORS, ALIGN, COMPARE, EXPORT, STEER = map(
+    table_of, (SweepSettings, StudySettings, HeadSettings, VectorSettings, AlignSettings, CompareSettings, ScorerExport, SteerSettings)
 )
 
 

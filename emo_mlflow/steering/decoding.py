@@ -8,7 +8,7 @@ likelihood under the unpatched model starts from the clean stream at the boundar
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from threading import Event
 
@@ -26,6 +26,7 @@ from emo_mlflow.types import Scope, Tokens
 
 COMPACT_BELOW = 0.75
 UNKNOWN = (float("nan"), float("nan"))
+OnStep = Callable[[Sequence[Row], Tensor], None]
 
 
 class Stopped(Exception):
@@ -118,8 +119,11 @@ class PackDecoder:
         self.seed_of_row = torch.tensor([seeds[row.noise_seed % 2**63] for row in self.rows], device=device)
 
     @torch.inference_mode()
-    def run(self, stop: Event | None = None) -> list[Decoded]:
+    def run(self, stop: Event | None = None, on_step: OnStep | None = None) -> list[Decoded]:
         """Decodes all rows; finished rows leave the batch.
+
+        Args:
+            on_step: called after each step with the rows that are left and their new tokens so far, int64 [rows, steps].
 
         Raises:
             Stopped: at the first step after `stop` was set.
@@ -131,6 +135,8 @@ class PackDecoder:
                 raise Stopped
             hidden = self._first_pass() if step == 0 else self._next_pass(step)
             self._choose(step, self.stack.logits(hidden)[:, -1])
+            if on_step is not None:
+                on_step(self.rows, self.tokens[:, : step + 1])
             if step == 0 and self.scope == "window":
                 self.layout.fill()  # the last prompt token was edited for this step only
             if may_stop and step + 1 < self.decoding.n_steps:

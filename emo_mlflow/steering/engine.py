@@ -35,7 +35,7 @@ def _is_out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or any(words in str(error).lower() for words in OUT_OF_MEMORY_WORDS)
 
 
-def _attention(device: torch.device) -> AbstractContextManager[None]:
+def attention_kernel(device: torch.device) -> AbstractContextManager[None]:
     """On a GPU, the kernel that needs no plan for each shape (cuDNN makes one at every step of a pack: 22 s) and is as fast at one query."""
     return sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]) if device.type == "cuda" else nullcontext()
 
@@ -116,7 +116,7 @@ class Engine:
             waiting = self._packs(left, -(-len(pack) // 2))[::-1]
 
     def _run(self, pack: Sequence[Row]) -> list[Completion]:
-        with _attention(self.stack.device):
+        with attention_kernel(self.stack.device):
             decoded = self._decode(pack)
         texts = self.decode([list(item.tokens) for item in decoded])
         return [_completion(item, text) for item, text in zip(decoded, texts, strict=True)]

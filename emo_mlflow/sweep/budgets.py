@@ -8,7 +8,7 @@ from dataclasses import replace
 from emo_mlflow.errors import UserError
 from emo_mlflow.models.blocks import BlockStack
 from emo_mlflow.models.loading import LoadedModel
-from emo_mlflow.settings.sweep import SweepConfig, SweepFields
+from emo_mlflow.settings.sweep import SweepConfig
 from emo_mlflow.steering.edits import at_dose
 from emo_mlflow.steering.operations import STREAM_EDITS
 from emo_mlflow.steering.operations.declaration import nothing
@@ -17,14 +17,14 @@ from emo_mlflow.sweep.grid import direction_patch
 from emo_mlflow.types import Condition, Fit
 
 
-def check_budgets(settings: SweepFields) -> None:
+def check_budgets(alpha_unit: str, operation: str) -> None:
     """Refuses a budget for what has no strength.
 
     Raises:
         UserError: naming the operation.
     """
-    if settings.alpha_unit == "kl" and STREAM_EDITS[settings.operation].shift is nothing:
-        raise UserError(f"operation={settings.operation} has no strength, so it cannot do a damage that is chosen: leave out alpha_unit=kl")
+    if alpha_unit == "kl" and STREAM_EDITS[operation].shift is nothing:
+        raise UserError(f"operation={operation} has no strength, so it cannot do a damage that is chosen: leave out alpha_unit=kl")
 
 
 def find_doses(

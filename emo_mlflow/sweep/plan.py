@@ -72,7 +72,7 @@ def prepare(settings: SweepSettings, directions_file: Path | None = None) -> Inp
         emotions = tuple(known.get(same_name(name), name) for name in settings.emotions or known.values())
     if _continues_own_texts(settings.operation):
         prompts = emotions_to_continue(prompts, settings.max_samples, settings.seed)
-    check_budgets(settings)
+    check_budgets(settings.alpha_unit, settings.operation)
     scorers = load_scorers(settings.scorers)
     check(spec, device, getattr(torch, settings.dtype))
     form = resolved_form(spec, settings)
