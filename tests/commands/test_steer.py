@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -101,7 +102,7 @@ def test_word_by_word_it_is_the_same_text():
     assert whole != steering("the brick road", temperature=2.0, seed=6)
     parts = list(steering.stream("the brick road", temperature=2.0, seed=5))
     assert parts[-1] == whole and len(parts) >= 2
-    for before, after in zip(parts, parts[1:], strict=False):
+    for before, after in pairwise(parts):
         assert after.steered.startswith(before.steered) and after.unsteered.startswith(before.unsteered)
     begun = steering.stream("the brick road")
     next(begun)
