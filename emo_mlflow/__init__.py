@@ -12,6 +12,7 @@ __version__ = "0.2.0"
 
 _PUBLIC = {
     "UserError": "emo_mlflow.errors",
+    "Sweep": "emo_mlflow.tracking.reading",
     "load_sweep": "emo_mlflow.tracking.reading",
     "find_sweeps": "emo_mlflow.tracking.reading",
     "compare": "emo_mlflow.commands.compare",
@@ -19,7 +20,7 @@ _PUBLIC = {
     "steer": "emo_mlflow.commands.steer",
 }
 
-__all__ = ["UserError", "__version__", "compare", "find_sweeps", "load_sweep", "score", "steer"]
+__all__ = ["Sweep", "UserError", "__version__", "compare", "find_sweeps", "load_sweep", "score", "steer"]
 
 
 def __getattr__(name: str) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from emo_mlflow import __version__
-from emo_mlflow.cli.options import parameter_options, profile_option, store_options
+from emo_mlflow.cli.options import GroupedCommand, parameter_options, profile_option, store_options
 from emo_mlflow.cli.tools import COMMANDS
 from emo_mlflow.errors import UserError, reason_of
 from emo_mlflow.settings.profiles import DEFAULT, OF_HEADS, PROFILES
@@ -61,11 +61,11 @@ def main() -> None:
     """
 
 
-@main.command()
+@main.command(cls=GroupedCommand)
 @profile_option
 @parameter_options(PARAMETERS, PROFILES)
 @store_options
-def sweep(profile: str, tracking_uri: str | None, experiment: str | None, **given: str | None) -> None:
+def sweep(profile: str | None, tracking_uri: str | None, experiment: str | None, **given: str | None) -> None:
     """Inject directions at many layers and strengths, generate, score, and log everything as one MLflow run.
 
     In brackets: the default, and what the profiles set instead.
@@ -75,7 +75,7 @@ def sweep(profile: str, tracking_uri: str | None, experiment: str | None, **give
     run_sweep_session(profile or DEFAULT, given, tracking_uri, experiment, click.echo)
 
 
-@main.command()
+@main.command(cls=GroupedCommand)
 @parameter_options(STUDY)
 @store_options
 def study(tracking_uri: str | None, experiment: str | None, **given: str | None) -> None:
@@ -98,7 +98,7 @@ def upload(source: str, tracking_uri: str | None) -> None:
     run_upload_session(source, tracking_uri, click.echo)
 
 
-@main.command()
+@main.command(cls=GroupedCommand)
 @parameter_options(VECTORS)
 @store_options
 def vectors(tracking_uri: str | None, experiment: str | None, **given: str | None) -> None:
@@ -111,7 +111,7 @@ def vectors(tracking_uri: str | None, experiment: str | None, **given: str | Non
     TASK.run(given, tracking_uri, experiment, click.echo)
 
 
-@main.command()
+@main.command(cls=GroupedCommand)
 @parameter_options(ALIGN)
 @store_options
 def align(tracking_uri: str | None, experiment: str | None, **given: str | None) -> None:
@@ -124,11 +124,11 @@ def align(tracking_uri: str | None, experiment: str | None, **given: str | None)
     TASK.run(given, tracking_uri, experiment, click.echo)
 
 
-@main.command()
+@main.command(cls=GroupedCommand)
 @profile_option
 @parameter_options(HEADS, OF_HEADS)
 @store_options
-def heads(profile: str, tracking_uri: str | None, experiment: str | None, **given: str | None) -> None:
+def heads(profile: str | None, tracking_uri: str | None, experiment: str | None, **given: str | None) -> None:
     """Rank attention heads by what they write along each emotion's direction, then replace them while the model writes.
 
     In brackets: the default, and what the profiles set instead.
@@ -139,7 +139,7 @@ def heads(profile: str, tracking_uri: str | None, experiment: str | None, **give
     run_sweep_session(profile or DEFAULT, given, tracking_uri, experiment, click.echo, make_head_config)
 
 
-@main.command()
+@main.command(cls=GroupedCommand)
 @parameter_options(COMPARE)
 @store_options
 def compare(tracking_uri: str | None, experiment: str | None, **given: str | None) -> None:

@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from emo_mlflow.common import progress
 from emo_mlflow.comparison import Comparison, Source, compare_sweeps
 from emo_mlflow.comparison.families import WHOLE, parse_family
 from emo_mlflow.errors import UserError
@@ -53,11 +54,12 @@ def run_comparison(settings: CompareSettings, tracking_uri: str | None, log_to: 
     Raises:
         UserError: as `compare`; and for a language without words or font, before anything is read.
     """
-    with ComparisonRun.open(tracking_uri, log_to) as run:
+    with progress.bars(), ComparisonRun.open(tracking_uri, log_to) as run:
         check_language(settings.language)
         ids = settings.runs or newest_sweeps(
             run.experiment_name(settings.from_experiment or log_to), settings.filter, tracking_uri, settings.phase
         )
+        say(f"Comparing  {len(ids)} runs")
         comparison = compare(
             ids, family=settings.family, tracking_uri=tracking_uri, n_bootstrap=settings.n_bootstrap, seed=settings.seed
         )

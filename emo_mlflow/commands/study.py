@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -10,8 +9,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
-
+from emo_mlflow.common import progress
 from emo_mlflow.common.termination import terminable
 from emo_mlflow.errors import UserError
 from emo_mlflow.settings.declared import table_of
@@ -38,7 +36,7 @@ def run_study_command(given: Mapping[str, str | None], tracking_uri: str | None,
     from emo_mlflow.tracking.store import check_store
 
     texts = {name: text for name, text in given.items() if text}
-    with own_retries(), terminable():
+    with own_retries(), terminable(), progress.bars():
         try:
             settings = make_study(texts)
             run_id = None
@@ -129,18 +127,16 @@ def _work(plan: StudyPlan, run: StudyRun, spool: Spool, lines: Sequence[str], se
     from emo_mlflow.study.run import run_study
 
     done = [Completion(**{**record, "cell": Cell(**record["cell"])}) for record in spool.read()]
-    with tqdm(total=0, unit="text", disable=None, file=sys.stderr) as bar:
 
-        def progress(there: int, total: int) -> None:
-            bar.total = total
-            bar.update(there - bar.n)
+    def on_progress(there: int, total: int) -> None:
+        progress.reached(progress.WRITING, there, total)
 
-        def keep(pack: Sequence[Completion]) -> None:
-            spool.append([asdict(item) for item in pack])
+    def keep(pack: Sequence[Completion]) -> None:
+        spool.append([asdict(item) for item in pack])
 
-        with ExitStack() as stack:
-            write = _on_cluster(plan, settings, stack) if settings.engine == "ray" else None
-            result, _ = run_study(plan, lines, done, keep, progress, say, write)
+    with ExitStack() as stack:
+        write = _on_cluster(plan, settings, stack) if settings.engine == "ray" else None
+        result, _ = run_study(plan, lines, done, keep, on_progress, say, write)
     with tempfile.TemporaryDirectory() as folder:
         run.log(result, Path(folder), _as_params(settings))
     for line in study_lines(result):

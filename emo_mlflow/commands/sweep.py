@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -11,8 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
-
+from emo_mlflow.common import progress
 from emo_mlflow.common.cache_folder import cache_folder
 from emo_mlflow.common.termination import terminable
 from emo_mlflow.errors import UserError
@@ -78,9 +76,10 @@ def run_sweep_session(
     from emo_mlflow.tracking.store import check_store
 
     request = SweepRequest(profile, {name: text for name, text in given.items() if text}, tracking_uri, experiment, say, make)
-    with own_retries(), terminable():
+    with own_retries(), terminable(), progress.bars():
         try:
             settings = make(profile, request.given)
+            say(f"{settings.kind.capitalize():<10} {settings.model}: reading what it needs")
             if settings.resume in ("none", "auto"):
                 check_store(tracking_uri)
                 _start(settings, request)
@@ -233,14 +232,13 @@ def _compute(plan: Plan, spool: Spool, tracked: SweepRun) -> SweepResult:
     except (TypeError, KeyError):
         raise UserError(f"{spool.path} holds cells of another version: remove it and start the sweep anew") from None
     tracked.announce(plan.config, plan.conditions)
-    with tqdm(total=plan.n_cells, unit="cell", disable=None, file=sys.stderr) as bar:
 
-        def progress(finished: int, total: int, figures: Mapping[str, float]) -> None:
-            bar.update(finished - bar.n)
-            tracked.progress(finished, total, figures)
+    def on_progress(finished: int, total: int, figures: Mapping[str, float]) -> None:
+        progress.reached(progress.WRITING, finished, total)
+        tracked.progress(finished, total, figures)
 
-        run = _engine(plan.config.engine)
-        return run(plan, done, lambda pack: spool.append([asdict(c) for c in pack]), progress)
+    run = _engine(plan.config.engine)
+    return run(plan, done, lambda pack: spool.append([asdict(c) for c in pack]), on_progress)
 
 
 def _engine(name: str) -> Callable[..., SweepResult]:

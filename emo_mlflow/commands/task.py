@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
+from emo_mlflow.common import progress
 from emo_mlflow.errors import UserError
 from emo_mlflow.settings.declared import read, table_of
 from emo_mlflow.tracking.lifecycle import mark_failed
@@ -55,4 +56,6 @@ class Task(Generic[S]):
         """
         settings = settings_from(self.settings, given, tracking_uri)
         model = str(getattr(settings, self.model))
-        return run_and_log(lambda out: self.work(settings, out), self.kind, self.name, model, tracking_uri, experiment, say)
+        say(f"{self.name.capitalize():<10} {model}: reading what it needs")
+        with progress.bars():
+            return run_and_log(lambda out: self.work(settings, out), self.kind, self.name, model, tracking_uri, experiment, say)

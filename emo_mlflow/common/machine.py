@@ -71,4 +71,8 @@ def pick_device(name: str) -> torch.device:
         return torch.device(available[0])
     if name in available or (name == "cuda" and cuda):
         return torch.device("cuda:0" if name == "cuda" else name)
-    raise UserError(f"device {name!r} is not available here: choose auto or {', '.join(available)}")
+    why = ""
+    if name.split(":")[0] == "cuda" and not cuda:
+        built = torch.version.cuda
+        why = f" (this PyTorch is built for CUDA {built}, and finds no GPU)" if built else " (this PyTorch is built without CUDA)"
+    raise UserError(f"device {name!r} is not available here{why}: choose auto or {', '.join(available)}")

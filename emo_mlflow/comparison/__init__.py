@@ -8,6 +8,7 @@ from functools import cached_property
 
 import pandas as pd
 
+from emo_mlflow.common import progress
 from emo_mlflow.comparison.contrasts import model_contrasts, model_summary
 from emo_mlflow.comparison.designs import power_analysis, power_requirements
 from emo_mlflow.comparison.dose import dose
@@ -27,7 +28,7 @@ from emo_mlflow.types import N_BOOTSTRAP
 __all__ = ["Comparison", "Note", "Source", "compare_sweeps"]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Comparison:
     """The tables of a comparison, by name, and what they were made from.
 
@@ -47,6 +48,10 @@ class Comparison:
     n_bootstrap: int
     tables: Mapping[str, pd.DataFrame]
     sweeps: tuple[Responses, ...]
+
+    def __repr__(self) -> str:
+        tables = ", ".join(f"{name} ({len(table):,})" for name, table in self.tables.items() if len(table))
+        return f"Comparison of {', '.join(source.label for source in self.sources)}; rows of .tables: {tables}"
 
     @property
     def phase(self) -> str:
@@ -72,6 +77,14 @@ class Comparison:
         return found
 
 
+STEPS = 9  # that are told of
+
+
+def _told(table: pd.DataFrame) -> pd.DataFrame:
+    progress.advance(progress.COMPARING, 1, STEPS)
+    return table
+
+
 def compare_sweeps(
     sources: Sequence[Source],
     family: str = WHOLE,
@@ -91,21 +104,21 @@ def compare_sweeps(
     columns = parse_family(family)
     checked, notes = check(sources)
     sweeps = [responses(source) for source in checked]
-    effects = effect_sizes(sweeps, columns, n_bootstrap, seed)
-    specific = specificity(sweeps, columns)
-    costs = tradeoff(sweeps, effects, specific).merge(search(sweeps), on=["model", "condition_id"], how="left")
-    doses = dose(sweeps, columns, n_bootstrap, seed)
+    effects = _told(effect_sizes(sweeps, columns, n_bootstrap, seed))
+    specific = _told(specificity(sweeps, columns))
+    costs = _told(tradeoff(sweeps, effects, specific).merge(search(sweeps), on=["model", "condition_id"], how="left"))
+    doses = _told(dose(sweeps, columns, n_bootstrap, seed))
     overlaps = pd.concat(alignments, ignore_index=True) if alignments else None
     tables = {
         "effect_sizes": effects,
         "specificity": specific,
-        "selectivity": selectivity(sweeps, columns, n_bootstrap, seed),
+        "selectivity": _told(selectivity(sweeps, columns, n_bootstrap, seed)),
         "dose": doses.merge(fluency_breaks(costs), how="left") if len(doses) and len(costs) else doses,
         "tradeoff": costs,
-        "recommendations": recommendations(sweeps, costs, columns),
-        "model_contrasts": model_contrasts(sweeps, columns, n_bootstrap, seed),
-        "model_summary": model_summary(sweeps, effects),
-        "power_analysis": power_analysis(effects, checked),
+        "recommendations": _told(recommendations(sweeps, costs, columns)),
+        "model_contrasts": _told(model_contrasts(sweeps, columns, n_bootstrap, seed)),
+        "model_summary": _told(model_summary(sweeps, effects)),
+        "power_analysis": _told(power_analysis(effects, checked)),
         "power_requirements": power_requirements(effects),
         "k_selection": pd.DataFrame() if overlaps is None else k_selection(overlaps),
     }

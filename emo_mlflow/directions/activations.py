@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from emo_mlflow.common import progress
 from emo_mlflow.directions.kept import Kept
 from emo_mlflow.errors import UserError
 from emo_mlflow.models.blocks import BlockStack
@@ -84,6 +85,7 @@ def text_means(
                 pooled = own[:, -1] if aggregation == "last" else own.mean(dim=1)
             means[members, layer] = pooled.cpu().numpy()
             norms[members, layer] = own.norm(dim=-1).mean(dim=1).cpu().numpy()
+        progress.advance(progress.READING, len(members), len(texts))
     if kept is not None:
         kept.write(means, norms)
     return means, norms

@@ -88,7 +88,7 @@ def _markdown(block: Block) -> str:
 
 
 STYLE = """
-:root { color-scheme: light; }
+:root { color-scheme: light dark; }
 body { font: 16px/1.55 system-ui, "Hiragino Sans", "Noto Sans CJK JP", "Yu Gothic", sans-serif; color: #1d1d1f;
 background: #fff;
   max-width: 62rem; margin: 2rem auto; padding: 0 1.2rem; }
@@ -97,13 +97,15 @@ h1 { font-size: 1.7rem; } h2 { font-size: 1.25rem; margin-top: 2.2rem; border-bo
 { border: 1px solid #d0d0d0; padding: .3rem .5rem; text-align: left; vertical-align: top; overflow-wrap: break-word;
 min-width: 3.2rem; } th { background: #f3f3f3; } figure { margin: 1.2rem 0; } img { max-width: 100%; height: auto; }
 figcaption { font-size: .88rem; color: #444; max-width: 46rem; }
+@media (prefers-color-scheme: dark) { body { background: #16171a; color: #e4e4e7; } h2 { border-color: #3a3b40; } th, td { border-color: #3a3b40; }
+th { background: #24262b; } figcaption { color: #b4b4ba; } img { filter: brightness(.86); border-radius: 4px; } }
 """
 
 
 def to_html(blocks: Sequence[Block], folder: Path, language: str) -> str:
     """One HTML file without scripts or links: pictures are read from `folder` and put in."""
     title = next((block.text for block in blocks if isinstance(block, Heading)), "")
-    head = f'<meta charset="utf-8">\n<title>{_shown(title)}</title>\n<style>{STYLE}</style>'
+    head = f'<meta charset="utf-8">\n<meta name="viewport" content="width=device-width, initial-scale=1">\n<title>{_shown(title)}</title>\n<style>{STYLE}</style>'
     body = "\n".join(_html(block, folder) for block in blocks)
     return f'<!doctype html>\n<html lang="{language}">\n<head>\n{head}\n</head>\n<body>\n{body}\n</body>\n</html>\n'
 

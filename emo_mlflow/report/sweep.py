@@ -17,6 +17,7 @@ from emo_mlflow.scoring.broken import RISE
 from emo_mlflow.sweep.results import SweepResult
 from emo_mlflow.sweep.schemas import KEYS
 
+SMALLEST_EFFECT = 0.02  # of a probability; a smaller change is not called one
 EXAMPLES_PER_EMOTION = 8
 IN_REPORT = 3
 FIGURES = {
@@ -30,11 +31,15 @@ def verdict(found: Finding) -> str:
     """One sentence about an emotion's strongest condition."""
     if found.difference == 0:
         return f"{found.emotion}: no condition changed {found.metric} (n = {found.n})."
-    change = f"{found.metric} from {found.baseline:.2f} to {found.patched:.2f} ({found.difference:+.2f}, d_z {found.d_z:.2f}, n = {found.n})"
+    change = f"{found.metric} from {found.baseline:.2f} to {found.patched:.2f} ({found.difference:+.2f}, n = {found.n})"
     where = f"layer {found.layer}, " + (f"alpha {found.alpha:g}" if found.head is None else f"head {found.head}")
     where += f", window {found.window}" if found.window else ""
-    moved = "moved" if found.chosen else "raised" if found.difference > 0 else "lowered"
-    text = f"{found.emotion}: {moved} {change} at {where}, the best of {found.candidates}"
+    if found.chosen:
+        text = f"{found.emotion}: no scorer has a label for it; of all labels, {change} at {where} moved most, of {found.candidates}"
+    elif abs(found.difference) < SMALLEST_EFFECT:
+        text = f"{found.emotion}: no effect of {SMALLEST_EFFECT:g} or more; the largest is {change} at {where}, of {found.candidates}"
+    else:
+        text = f"{found.emotion}: {'raised' if found.difference > 0 else 'lowered'} {change} at {where}, the best of {found.candidates}"
     if found.randoms:
         controls = "random directions there" if found.head is None else "control heads"
         text += f"; {controls} {min(found.randoms):+.2f} to {max(found.randoms):+.2f}"
@@ -53,22 +58,19 @@ def summary_lines(result: SweepResult) -> list[str]:
     """One screen for the terminal: per emotion its strongest condition."""
     heads = result.config.kind == "heads"
     setting = "head" if heads else "alpha"
-    header = f"{'emotion':<12}{'metric':<26}{'layer':>5}{setting:>7}{'base':>7}{'patched':>9}{'diff':>7}{'d_z':>7}{'random':>8}{'p':>6}{'broken':>14}"
-    lines = [
-        "",
-        f"Strongest effect of {'a head of each emotion' if heads else 'each direction'} on its own label",
-        "",
-        header,
-    ]
+    header = f"{'emotion':<12}{'metric':<26}{'layer':>5}{setting:>7}{'base':>7}{'patched':>9}{'diff':>7}{'random':>8}{'p':>6}{'broken':>14}"
     strongest = findings(result)
-    for found in strongest:
-        largest = f"{max(found.randoms, key=abs):+.2f}" if found.randoms else "-"
-        p = f"{found.p:.2f}" if not isnan(found.p) else "-"
-        broken, mark = f"{found.broken_baseline:.0%} to {found.broken:.0%}", " !" if found.breaks_text else ""
-        lines.append(
-            f"{found.emotion[:11]:<12}{found.metric[:25]:<26}{found.layer:>5}{found.head if heads else found.alpha:>7g}"
-            f"{found.baseline:>7.2f}{found.patched:>9.2f}{found.difference:>+7.2f}{found.d_z:>7.2f}{largest:>8}{p:>6}{broken:>14}{mark}"
-        )
+    own, strangers = ([found for found in strongest if found.chosen is chosen] for chosen in (False, True))
+    lines = [""]
+    if own:
+        lines += [f"Strongest effect of {'a head of each emotion' if heads else 'each direction'} on its own label", "", header]
+        lines += [_summary_line(found) for found in own]
+    if strangers:
+        names = ", ".join(found.emotion for found in strangers)
+        lines += [*([""] if own else []), f"No scorer has a label for {names}; the largest change of any label", "", header]
+        lines += [_summary_line(found) for found in strangers]
+    if none := [found.emotion for found in own if abs(found.difference) < SMALLEST_EFFECT]:
+        lines.append(f"{', '.join(none)}: no effect of {SMALLEST_EFFECT:g} or more")
     failed = int(result.metrics.get("failed_cells", 0))
     if any(found.randoms for found in strongest):
         chance = "the best of as many random heads" if heads else "a random direction that searches as it did"
@@ -76,6 +78,16 @@ def summary_lines(result: SweepResult) -> list[str]:
     if any(found.breaks_text for found in strongest):
         lines.append(f"!: breaks text, whose share of broken text is up by more than {100 * RISE:.0f} points")
     return [*lines, *([f"{failed} cells failed; completions.parquet says why"] if failed else []), ""]
+
+
+def _summary_line(found: Finding) -> str:
+    largest = f"{max(found.randoms, key=abs):+.2f}" if found.randoms else "-"
+    p = f"{found.p:.2f}" if not isnan(found.p) else "-"
+    broken, mark = f"{found.broken_baseline:.0%} to {found.broken:.0%}", " !" if found.breaks_text else ""
+    return (
+        f"{found.emotion[:11]:<12}{found.metric[:25]:<26}{found.layer:>5}{found.alpha if found.head is None else found.head:>7g}"
+        f"{found.baseline:>7.2f}{found.patched:>9.2f}{found.difference:>+7.2f}{largest:>8}{p:>6}{broken:>14}{mark}"
+    )
 
 
 def example_table(result: SweepResult, found: Sequence[Finding]) -> pd.DataFrame:

@@ -15,6 +15,7 @@ import psutil
 from scipy.special import expit, softmax
 from tokenizers import Encoding, Tokenizer
 
+from emo_mlflow.common import progress
 from emo_mlflow.common.cache_folder import cache_folder
 from emo_mlflow.errors import UserError, reason_of
 from emo_mlflow.scoring.agreement import Agreement
@@ -86,6 +87,7 @@ class OnnxScorer:
         for part in _batches(lengths, self._token_budget(), equal=self.card.pad_id == UNPADDED):
             names = [head.output for head in self.card.heads]
             logits = self.session.run(names, self._inputs([rows[i] for i in part]))
+            progress.advance(progress.SCORING, len(part), len(rows))
             activated = [_activate(x, head) for x, head in zip(logits, self.card.heads, strict=True)]
             found[part] = np.concatenate(activated, axis=1)
         return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from emo_mlflow.errors import UserError
@@ -12,15 +13,22 @@ from emo_mlflow.settings.direction_choice import parse_direction
 from emo_mlflow.settings.schedules import schedule_factors
 
 
-def choice(*values: str) -> Callable[[str], str]:
+@dataclass(frozen=True)
+class Choice:
     """Reads one of the values."""
 
-    def parse(text: str) -> str:
-        if text not in values:
-            raise UserError(f"is not one of {', '.join(values)}")
+    values: tuple[str, ...]
+
+    def __call__(self, text: str) -> str:
+        """The text, if it is one of them."""
+        if text not in self.values:
+            raise UserError(f"is not one of {', '.join(self.values)}")
         return text
 
-    return parse
+
+def choice(*values: str) -> Choice:
+    """Reads one of the values."""
+    return Choice(values)
 
 
 def integer(least: int) -> Callable[[str], int]:

@@ -15,6 +15,7 @@ from threading import Event
 import torch
 from torch import Tensor
 
+from emo_mlflow.common import progress
 from emo_mlflow.models.blocks import BlockStack, Entry, input_edit
 from emo_mlflow.models.families import find_output_projection
 from emo_mlflow.steering.edits import HeadEdits, RowEdits
@@ -139,6 +140,7 @@ class PackDecoder:
                 on_step(self.rows, self.tokens[:, : step + 1])
             if step == 0 and self.scope == "window":
                 self.layout.fill()  # the last prompt token was edited for this step only
+            progress.advance(progress.WRITING, len(self.rows) / self.decoding.n_steps)
             if may_stop and step + 1 < self.decoding.n_steps:
                 finished += self._retire(step + 1)
                 if not self.rows:

@@ -16,6 +16,7 @@ from typing import Any
 import pandas as pd
 
 from emo_mlflow.errors import UserError
+from emo_mlflow.report.findings import findings
 from emo_mlflow.report.heads import write_heads_report
 from emo_mlflow.report.sweep import verdicts, write_report
 from emo_mlflow.settings.sweep import SweepConfig
@@ -61,8 +62,8 @@ class Record:
 
 
 def sweep_params(config: SweepConfig) -> dict[str, str]:
-    """The parent's params: every setting, as `config.NAME`."""
-    return {f"config.{k}": param_text(v) for k, v in asdict(config).items()}
+    """The parent's params: every setting that has a value, as `config.NAME`."""
+    return {f"config.{k}": text for k, v in asdict(config).items() if (text := param_text(v))}
 
 
 def plan_children(
@@ -119,7 +120,7 @@ def sweep_record(result: SweepResult) -> Record:
     return Record(
         timestamp=milliseconds(),
         params=sweep_params(result.config),
-        metrics=finite([*facts, *parent_metrics(result.config, effects)]),
+        metrics=finite([*facts, *best_metrics(result), *parent_metrics(result.config, effects)]),
         note="\n".join(verdicts(result)),
         children=tuple(map(measured, children)),
         no_children=reason,
@@ -148,6 +149,14 @@ def parent_metrics(config: SweepConfig, effects: pd.DataFrame) -> Iterator[tuple
         window = None if pd.isna(row["patch_window"]) else int(row["patch_window"])
         name = effect_name(row["emotion"], row["metric"], row["alpha"], window, len(config.alphas), n_windows)
         yield name, row["mean_diff"], int(row["layer"])
+
+
+def best_metrics(result: SweepResult) -> Iterator[tuple[str, float, int]]:
+    """`best.<emotion>.*` of each emotion's strongest condition: what the run's description says, as numbers that sort first."""
+    for found in findings(result):
+        place = ("layer", found.layer), ("alpha", found.alpha) if found.head is None else ("head", found.head)
+        for name, value in (("diff", found.difference), *place, ("broken", found.broken)):
+            yield f"best.{found.emotion}.{name}", float(value), 0
 
 
 def child_metrics(effects: pd.DataFrame, randoms: Iterable[Mapping[Any, Any]]) -> Iterator[tuple[str, float, int]]:

@@ -187,7 +187,7 @@ class SweepRun:
         show = f"open {uri}" if uri.startswith("http") else f"mlflow ui --backend-store-uri {uri}"
         return [
             f"Artifacts  {self._artifact_uri}",
-            f"Compare    {show}",
+            f"View       {show}",
             f"Read       emo_mlflow.load_sweep({self.run_id!r})",
         ]
 

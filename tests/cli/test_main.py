@@ -206,3 +206,15 @@ def test_arguments_that_are_no_text_are_refused(tmp_path):
     command = [sys.executable, "-m", "emo_mlflow.cli.main", "sweep", "--model", b"caf\xe9"]
     done = subprocess.run(command, capture_output=True, cwd=tmp_path, check=False)
     assert done.returncode == 2 and b"UTF-8" in done.stderr and b"Traceback" not in done.stderr
+
+
+def test_two_profiles_are_a_mistake():
+    result = invoke("sweep", "--profile", "smoke", "--profile", "seed")
+    assert result.exit_code == 2 and "--profile is given 2 times (smoke, seed): give it once" in result.output
+
+
+def test_help_is_by_group_and_shows_choices():
+    text = invoke("sweep", "--help").output
+    titles = ["What is measured:", "Where it is injected:", "How much:", "Scoring:", "Running:", "Logging:", "Other options:"]
+    assert [line for line in text.splitlines() if line in titles] == titles
+    assert "--scope window|generated|all" in text and text.index("--profile") < text.index("Where it is injected:")

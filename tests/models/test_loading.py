@@ -98,6 +98,10 @@ def test_devices(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert [str(pick_device(name)) for name in ("auto", "cuda", "cuda:1")] == ["cuda:0", "cuda:0", "cuda:1"]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for version, why in ((None, "built without CUDA"), ("12.4", "built for CUDA 12.4, and finds no GPU")):
+        monkeypatch.setattr(torch.version, "cuda", version)
+        with pytest.raises(UserError, match=why):
+            pick_device("cuda")
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     assert str(pick_device("auto")) == "mps"
 

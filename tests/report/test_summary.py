@@ -1,0 +1,52 @@
+"""A sweep's screen and description: what is called an effect, whose label it is, and where text breaks."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from synthetic import synthetic_sweep
+
+from emo_mlflow.report.sweep import summary_lines, verdicts
+from emo_mlflow.tracking.record import sweep_record
+
+
+def test_a_label_that_is_not_the_emotions_own_is_not_called_so():
+    """Guards: `goemotions.disgust` as the own label of `wistful`."""
+    result = synthetic_sweep(emotions=("gratitude", "wistful"), alphas=(1.0,))
+    text = "\n".join(summary_lines(result))
+    own, other = text.split("No scorer has a label for wistful; the largest change of any label")
+    assert "Strongest effect of each direction on its own label" in own and "wistful" not in own and "wistful" in other
+    assert "no scorer has a label for it" in verdicts(result)[1] and "raised" in verdicts(result)[0]
+    alone = "\n".join(summary_lines(synthetic_sweep(emotions=("wistful",), alphas=(1.0,))))
+    assert "own label" not in alone and "No scorer has a label for wistful" in alone
+
+
+def test_a_change_that_is_none_is_not_called_an_effect():
+    result = synthetic_sweep(emotions=("anger",), alphas=(1.0,))
+    small = result.effects["mean_diff"].clip(-0.01, 0.01)
+    flat = replace(result, effects=result.effects.assign(mean_diff=small))
+    assert "anger: no effect of 0.02 or more" in summary_lines(flat)
+    (verdict,) = verdicts(flat)
+    assert "no effect of 0.02 or more" in verdict and "raised" not in verdict
+    assert not any("no effect" in line for line in summary_lines(result))
+
+
+def test_broken_text_is_marked():
+    lines = summary_lines(synthetic_sweep(emotions=("anger",), layers=(3,), alphas=(4.0,)))
+    assert next(line for line in lines if line.startswith("anger")).endswith(" !") and any(line.startswith("!: breaks text") for line in lines)
+    whole = summary_lines(synthetic_sweep(emotions=("anger",), layers=(3,), alphas=(1.0,)))
+    assert not any("!" in line for line in whole)
+
+
+def test_a_runs_numbers_say_what_its_description_says():
+    """Guards: a run's page whose metrics show the last layer's change, and whose description another."""
+    result = synthetic_sweep(emotions=("anger",), alphas=(1.0,))
+    record = sweep_record(result)
+    metrics = {name: value for name, value, _ in record.metrics}
+    best = {name: metrics[f"best.anger.{name}"] for name in ("diff", "layer", "alpha", "broken")}
+    own = result.effects.merge(result.conditions, on="condition_id")
+    own = own[(own["kind"] == "emotion") & (own["metric"] == "goemotions.anger")]
+    row = own.loc[own["mean_diff"].idxmax()]
+    assert (best["diff"], best["layer"], best["alpha"]) == (row["mean_diff"], row["layer"], row["alpha"])
+    assert f"layer {row['layer']}" in record.note and f"{best['diff']:+.2f}" in record.note
+    assert all(record.params.values()) and min(metrics).startswith("best.")
