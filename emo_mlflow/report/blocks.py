@@ -105,7 +105,8 @@ th { background: #24262b; } figcaption { color: #b4b4ba; } img { filter: brightn
 def to_html(blocks: Sequence[Block], folder: Path, language: str) -> str:
     """One HTML file without scripts or links: pictures are read from `folder` and put in."""
     title = next((block.text for block in blocks if isinstance(block, Heading)), "")
-    head = f'<meta charset="utf-8">\n<meta name="viewport" content="width=device-width, initial-scale=1">\n<title>{_shown(title)}</title>\n<style>{STYLE}</style>'
+    meta = '<meta charset="utf-8">\n<meta name="viewport" content="width=device-width, initial-scale=1">'
+    head = f'{meta}\n<title>{_shown(title)}</title>\n<style>{STYLE}</style>'
     body = "\n".join(_html(block, folder) for block in blocks)
     return f'<!doctype html>\n<html lang="{language}">\n<head>\n{head}\n</head>\n<body>\n{body}\n</body>\n</html>\n'
 

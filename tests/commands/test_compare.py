@@ -94,7 +94,7 @@ def test_the_api_gives_the_tables_and_logs_nothing(store: Store, ids: tuple[str,
     """Guards against an API that needs a run of its own, and settings that do not survive JSON."""
     before = len(store.client.search_runs([store.experiment]))
     found = compare([ids[0], ids[1]], tracking_uri=store.uri, n_bootstrap=50)
-    assert len(found.tables["effect_sizes"]) == 2 * 2 * 2 * 2 * 9
+    assert len(found.tables["effect_sizes"]) == 2 * 2 * 2 * 2 * 10
     assert [source.label for source in found.sources] == ["model-a", "model-b"] and found.sources[0].seconds >= 0
     assert len(store.client.search_runs([store.experiment])) == before
 

@@ -79,7 +79,7 @@ def test_head_runs_are_compared_like_sweeps(place):
     assert result.exit_code == 0, result.output
     found = compare([run.run_id], n_bootstrap=100)
     specific, power = found.tables["specificity"], found.tables["power_analysis"]
-    assert set(specific["n_draws"]) == {4} and len(specific) == 6 * 4
+    assert set(specific["n_draws"]) == {4} and len(specific) == 6 * 5
     assert specific[["layer", "head"]].notna().all().all() and not len(found.tables["model_contrasts"])
     assert set(power["phase"]) == {"head"} and set(power["head_spec"]) == {f"{c.layer}.{c.head}" for c in specific.itertuples()}
     folder = MlflowClient().download_artifacts(newest_comparison(), "")

@@ -55,7 +55,7 @@ def test_generated_text_is_shown_and_is_no_markup(text):
         seen.feed(document)
         allowed = {"html", "head", "meta", "title", "style", "body", "h2", "p", "ul", "li", "div", "table", "thead", "tbody", "tr", "th", "td"}
         assert seen.tags <= allowed, source
-        assert seen.attributes <= {"charset", "lang", "class"}
+        assert seen.attributes <= {"charset", "name", "content", "lang", "class"}
         assert printable(seen.text) == seen.text
         shown = " ".join(one_line(text).split())
         assert " ".join(seen.text.split()).count(shown) >= 4, (shown, seen.text)
