@@ -28,9 +28,11 @@ FitOn = Literal["response", "text", "last"]
 MapKind = Literal["procrustes", "ridge"]
 Pairing = Literal["word", "text"]
 VectorFormat = Literal["gguf", "lm-eval", "safetensors"]
+Likelihoods = Literal["few", "all", "none"]
 Precision = Literal["float32", "int8"]
 WeightsFormat = Literal["safetensors", "pickle"]
 
+FEW_DRAWS = 5  # random directions of a condition whose texts are known well enough to say how broken such texts are
 N_BOOTSTRAP = 2000  # resamples behind an interval over prompts, unless another number is asked for
 
 FloatArray: TypeAlias = "npt.NDArray[np.float32]"

@@ -205,6 +205,8 @@ def _fix_packs(plan: Plan, run_id: str | None) -> tuple[Plan, list[str]]:
         batch_size = Spool(spool_folder(run_id)).header()["batch_size"]
     estimated = estimate(replace(plan, config=replace(plan.config, batch_size=batch_size)))
     lines = [f"Reference  {plan.inputs.prompts.compared_with}", *estimated.lines()]
+    if unknown := sum(not plan.has_likelihood(condition) for condition in plan.conditions):
+        lines.append(f"Price      {unknown} random conditions get no likelihood, so how broken their texts are is not known (likelihoods=all)")
     return replace(plan, config=replace(plan.config, batch_size=estimated.batch_size)), lines
 
 

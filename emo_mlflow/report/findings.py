@@ -56,6 +56,11 @@ class Finding:
     broken_baseline: float
 
     @property
+    def price(self) -> str:
+        """How probable broken text is, without and with the intervention; empty if texts have no likelihoods."""
+        return "" if np.isnan(self.broken) else f"{self.broken_baseline:.0%} to {self.broken:.0%}"
+
+    @property
     def breaks_text(self) -> bool:
         """Whether it raises the share of broken text by more than `scoring.broken` allows."""
         return bool(breaks_text(self.broken - self.broken_baseline))

@@ -46,7 +46,8 @@ def verdict(found: Finding) -> str:
     if not isnan(found.p):
         controls = "that search as it did" if found.head is None else "control heads"
         text += f"; p = {found.p:.2g} among {found.searched} {controls}"
-    return f"{text}; broken text {found.broken_baseline:.0%} to {found.broken:.0%}{', which breaks it' if found.breaks_text else ''}."
+    price = f"; broken text {found.price}{', which breaks it' if found.breaks_text else ''}" if found.price else ""
+    return f"{text}{price}."
 
 
 def verdicts(result: SweepResult) -> list[str]:
@@ -83,7 +84,7 @@ def summary_lines(result: SweepResult) -> list[str]:
 def _summary_line(found: Finding) -> str:
     largest = f"{max(found.randoms, key=abs):+.2f}" if found.randoms else "-"
     p = f"{found.p:.2f}" if not isnan(found.p) else "-"
-    broken, mark = f"{found.broken_baseline:.0%} to {found.broken:.0%}", " !" if found.breaks_text else ""
+    broken, mark = found.price or "-", " !" if found.breaks_text else ""
     return (
         f"{found.emotion[:11]:<12}{found.metric[:25]:<26}{found.layer:>5}{found.alpha if found.head is None else found.head:>7g}"
         f"{found.baseline:>7.2f}{found.patched:>9.2f}{found.difference:>+7.2f}{largest:>8}{p:>6}{broken:>14}{mark}"

@@ -27,7 +27,19 @@ from emo_mlflow.settings.parsing import (
 )
 from emo_mlflow.settings.profiles import DEFAULT, OF_HEADS, PROFILES
 from emo_mlflow.settings.templates import check_form, fit_on_of
-from emo_mlflow.types import AlphaUnit, FitOn, HeadOperation, Operation, Scope, Screen, Site, Template, digest
+from emo_mlflow.types import (
+    FEW_DRAWS,
+    AlphaUnit,
+    FitOn,
+    HeadOperation,
+    Likelihoods,
+    Operation,
+    Scope,
+    Screen,
+    Site,
+    Template,
+    digest,
+)
 
 
 # fmt: off
@@ -89,6 +101,11 @@ class SweepFields:
     num_random: int = parameter(integer(0), "0", "Random control directions per condition.", "how much", of_child=True)
     scorers: tuple[str, ...] = parameter(
         each(as_it_is), "embedded", "embedded, hub, or names and folders of scorers, separated by commas.", "scoring"
+    )
+    likelihoods: Likelihoods = parameter(
+        choice(*get_args(Likelihoods)), "few",
+        f"Texts with a likelihood, which says how broken they are: all, none, or all but of random directions past draw {FEW_DRAWS} (few).",
+        "scoring", before="few",  # what an earlier sweep did beyond that loses nothing
     )
     score_prompt: bool = parameter(boolean, "false", "Score the prompt together with its continuation.", "scoring")
     device: str = parameter(as_it_is, "auto", "auto, cpu, cuda, cuda:N or mps.", "running", how=True)

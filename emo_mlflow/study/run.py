@@ -27,10 +27,9 @@ from emo_mlflow.study.procedure import Tests, run_tests
 from emo_mlflow.study.protocol import BASELINE, Arm
 from emo_mlflow.study.verdicts import HARM, Answer, answers, draw_changes, own_changes, rung_table
 from emo_mlflow.sweep.grid import noise_seed
-from emo_mlflow.types import Cell, Completion, Say
+from emo_mlflow.types import FEW_DRAWS, Cell, Completion, Say
 
 EXAMPLES = 8
-MEASURED_DRAWS = 5  # of each control: how broken its texts are is known well enough from these
 Keep = Callable[[Sequence[Completion]], None]
 Progress = Callable[[int, int], None]
 WriteRows = Callable[[Sequence[Row]], Iterator[Sequence[Completion]]]
@@ -81,7 +80,7 @@ class Writer:
         arm = self.arms[cell.condition_id]
         noise = noise_seed(self.plan.design.seed, cell.prompt_id, cell.sample)
         patch = None if arm == BASELINE else self.plan.arms.patches[cell.condition_id]
-        return Row(cell, self.plan.tokens[cell.prompt_id], patch, noise, with_nll=(arm.draw or 0) < MEASURED_DRAWS)
+        return Row(cell, self.plan.tokens[cell.prompt_id], patch, noise, with_nll=(arm.draw or 0) < FEW_DRAWS)
 
 
 class StudyBank(TextBank):

@@ -37,12 +37,12 @@ class Estimate:
         ]
 
 
-def passes_per_text(condition: Condition, n_layers: int, n_steps: int) -> float:
+def passes_per_text(condition: Condition, n_layers: int, n_steps: int, likelihood: bool = True) -> float:
     """How many tokens of a text go through the blocks, in whole stacks, by the engine's schedule: to decode it, and for its likelihood.
 
     Likelihoods start at the edited boundary, and under a window from what has not become clean on the way.
     """
-    if condition.layer is None:
+    if condition.layer is None or not likelihood:
         return float(n_steps)
     above = (n_layers - condition.layer - (condition.site == "resid_post")) / n_layers
     if condition.scope != "window" or condition.patch_window is None:
@@ -57,9 +57,12 @@ def estimate(plan: Plan) -> Estimate:
     body = sum(p.numel() for p in stack.blocks.parameters())
     head = stack.model.get_output_embeddings().weight.numel()
     texts = len(plan.tokens) * config.samples_per_prompt
-    passes = sum(passes_per_text(c, stack.n_layers, config.sequence_length) for c in plan.conditions) * texts
+    measured = [plan.has_likelihood(condition) for condition in plan.conditions]
+    passes = sum(
+        passes_per_text(c, stack.n_layers, config.sequence_length, known) for c, known in zip(plan.conditions, measured, strict=True)
+    ) * texts
     tokens = plan.n_cells * config.sequence_length
-    flops = 2.0 * (body * passes + 2 * head * tokens)
+    flops = 2.0 * (body * passes + (1 + sum(measured) / len(measured)) * head * tokens)
     longest = max(len(ids) for ids in plan.tokens.values())
     rows = plan.engine.estimate(longest, longest if config.scope == "all" else 1)
     batch = min(config.batch_size or rows.batch_size, plan.n_cells)

@@ -11,7 +11,7 @@ from emo_mlflow.settings.sweep import SweepConfig
 from emo_mlflow.steering.edits import HeadPatch, Intervention, Patch, at_dose, make_patch
 from emo_mlflow.steering.packing import Row
 from emo_mlflow.sweep.swept import Swept, SweptDirections, SweptHeads
-from emo_mlflow.types import Cell, Condition, Fit, Tokens, digest
+from emo_mlflow.types import FEW_DRAWS, Cell, Condition, Fit, Tokens, digest
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +47,13 @@ class Grid:
     def row(self, cell: Cell) -> Row:
         """A cell made ready for the engine."""
         noise = noise_seed(self.config.seed, cell.prompt_id, cell.sample)
-        return Row(cell, self.tokens[cell.prompt_id], self._patch(cell.condition_id), noise)
+        with_nll = self.has_likelihood(self._by_id[cell.condition_id])
+        return Row(cell, self.tokens[cell.prompt_id], self._patch(cell.condition_id), noise, with_nll)
+
+    def has_likelihood(self, condition: Condition) -> bool:
+        """Whether a condition's texts get their likelihood under the unpatched model."""
+        asked = self.config.likelihoods
+        return asked == "all" or (asked == "few" and (condition.draw is None or condition.draw < FEW_DRAWS))
 
     @cached_property
     def _by_id(self) -> dict[str, Condition]:

@@ -120,3 +120,19 @@ def test_a_text_has_one_likelihood():
     found = one_likelihood(texts)
     np.testing.assert_array_equal(found["nll"], [1.5, 1.5, 2.0, 1.7, np.nan])
     np.testing.assert_array_equal(found["nll_sd"], [0.5, 0.5, 0.4, 0.3, np.nan])
+
+
+def test_likelihoods_are_where_they_are_read(place):
+    """`few` leaves out the random directions past the fifth, and changes no text and no other likelihood; `none` leaves out all."""
+    given = {"num_random": "7", "layers": "2", "alphas": "4", "temperature": "1", "samples_per_prompt": "2"}
+    whole, few, none = (run(plan_of(place, likelihoods=name, **given), [], lambda pack: None, lambda *args: None) for name in ("all", "few", "none"))
+    keys = ["condition_id", "prompt_id", "sample"]
+    both = whole.completions.merge(few.completions, on=keys, suffixes=("", "_few")).merge(few.conditions[["condition_id", "draw"]], on="condition_id")
+    assert (both["completion"] == both["completion_few"]).all() and both["nll"].notna().all()
+    past = (both["draw"] >= 5).fillna(False).to_numpy(bool)
+    shared = both[~past].set_index(["prompt_id", "completion"]).index
+    own = past & ~pd.MultiIndex.from_frame(both[["prompt_id", "completion"]]).isin(shared)  # an equal text has the likelihood of the other
+    assert own.sum() > 5 and both.loc[own, ["nll_few", "broken_few"]].isna().all(axis=None)
+    np.testing.assert_allclose(both.loc[~past, "nll_few"], both.loc[~past, "nll"], atol=1e-5)
+    assert none.completions[["nll", "broken"]].isna().all(axis=None)
+    assert estimate(plan_of(place, likelihoods="few", **given)).flops < estimate(plan_of(place, likelihoods="all", **given)).flops
