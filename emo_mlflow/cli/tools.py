@@ -1,4 +1,4 @@
-"""Commands of `emo-mlflow` that make files for other tools, and scorers: options to work, as in main.py."""
+"""Commands of `emo-mlflow` that make files for other tools and readers, and scorers: options to work, as in main.py."""
 
 from __future__ import annotations
 
@@ -64,6 +64,30 @@ def import_vectors_command(source: Path, out: Path, emotion: str, model: str | N
     click.echo(import_vectors(ImportSettings(source, out, emotion, model)))
 
 
+@click.command("label")
+@click.argument("run_id")
+@click.option("--n", type=click.IntRange(1, 100_000), default=100, show_default=True, help="Texts to draw, at most.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Another seed draws other texts.")
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), default=None, help="The sheet.  [labels-RUN.csv]")
+@click.option("--tracking-uri", default=None, help="MLflow tracking store.")
+def label_command(run_id: str, n: int, seed: int, out: Path | None, tracking_uri: str | None) -> None:
+    """Draw texts of a finished sweep for readers: a sheet that does not say how they were made, and a page to label them in."""
+    from emo_mlflow.commands.label import write_label_sheet
+
+    write_label_sheet(run_id, n, seed, out, tracking_uri, click.echo)
+
+
+@click.command("agree")
+@click.argument("sheets", nargs=-1, required=True, metavar="SHEET [SHEET2]", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--run-id", required=True, help="The sweep that the texts are of.")
+@click.option("--tracking-uri", default=None, help="MLflow tracking store.")
+def agree_command(sheets: tuple[Path, ...], run_id: str, tracking_uri: str | None) -> None:
+    """Log what one or two readers' labels say: how well they agree, how well the scores do, and the effects corrected by them."""
+    from emo_mlflow.commands.agree import run_agreement
+
+    run_agreement(sheets, run_id, tracking_uri, click.echo)
+
+
 @click.command("train-scorer")
 @click.option(
     "--data",
@@ -102,4 +126,6 @@ def export_command(**given: str | None) -> None:
     run_export(given, click.echo)
 
 
-COMMANDS = (export_legacy_command, export_vectors_command, import_vectors_command, train_scorer_command, export_command)
+COMMANDS = (
+    export_legacy_command, export_vectors_command, import_vectors_command, label_command, agree_command, train_scorer_command, export_command,
+)  # fmt: skip

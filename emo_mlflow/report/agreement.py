@@ -21,7 +21,8 @@ def agreement_paragraphs(facts: Mapping[str, Any], own: Collection[str]) -> list
 
 
 def _unknown(name: str) -> str:
-    return f"How well the scorer {name} agrees with readers on text that was written under intervention has not been measured."
+    more = "emo-mlflow label and emo-mlflow agree do that"
+    return f"How well the scorer {name} agrees with readers on text that was written under intervention has not been measured; {more}."
 
 
 def _measured(name: str, rows: tuple[Agreement, ...], own: Collection[str]) -> str:

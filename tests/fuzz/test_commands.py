@@ -60,6 +60,8 @@ def bases(world: Path) -> dict[str, list[str]]:
         "log-model": ["--run-id", run_id, "--emotion", "joy", *store],
         "doctor": ["--tracking-uri", store[1]],
         "upload": [run_id],
+        "label": [run_id, "--n", "4", "--out", "made.csv", "--tracking-uri", store[1]],
+        "agree": [str(world / "rubbish"), "--run-id", run_id, "--tracking-uri", store[1]],
         "vectors": [*model, *data, "--components", "1", "--n-bootstrap", "2", "--device", "cpu", *store],
         "align": ["--model-a", model[1], "--model-b", model[1], *data, "--device", "cpu", *store],
         "heads": ["--scorers", str(world / "scorer"), "--max-samples", "2", "--sequence-length", "2", "--device", "cpu", *model, *data, *store],
