@@ -155,7 +155,7 @@ def compare(tracking_uri: str | None, experiment: str | None, **given: str | Non
     run_comparison(settings, tracking_uri, experiment, click.echo)
 
 
-@main.command()
+@main.command(cls=GroupedCommand)
 @click.argument("prompts", nargs=-1)
 @click.option("--stream", "word_by_word", is_flag=True, help="Write the steered text as it comes.")
 @parameter_options(STEER)

@@ -160,4 +160,4 @@ def test_ids_and_names_are_read_as_they_are_meant() -> None:
     for mistake in (lambda: asked(CompareSettings, runs="a,,b"), lambda: compare("a,,b")):
         with pytest.raises(UserError, match=r"runs='a,,b' has an empty item"):
             mistake()
-    assert metric_name("gain.org/m(scope=a)™.joy") == "gain.org/m_scope_a__.joy"
+    assert metric_name("gain.org/m(scope=a)™.joy") == "gain.org/m_scope_a__-c12b.joy"

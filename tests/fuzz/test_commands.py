@@ -60,6 +60,7 @@ def bases(world: Path) -> dict[str, list[str]]:
         "log-model": ["--run-id", run_id, "--emotion", "joy", *store],
         "doctor": ["--tracking-uri", store[1]],
         "upload": [run_id],
+        "steer": ["The train leaves", *model, *data, "--emotion", "joy", "--layer", "1", "--max-new-tokens", "2", "--device", "cpu"],
         "label": [run_id, "--n", "4", "--out", "made.csv", "--tracking-uri", store[1]],
         "agree": [str(world / "rubbish"), "--run-id", run_id, "--tracking-uri", store[1]],
         "vectors": [*model, *data, "--components", "1", "--n-bootstrap", "2", "--device", "cpu", *store],

@@ -122,7 +122,7 @@ def test_a_sweeps_texts_have_the_space_that_the_model_wrote(tmp_path):
 
 def completion_of(row: dict[str, Any]) -> Completion:
     cell = Cell(row["condition_id"], row["prompt_id"], row["sample"])
-    return Completion(cell, row["completion"], row["n_tokens"], row["nll"], row["distinct_2"], 0)
+    return Completion(cell, row["completion"], row["n_tokens"], row["nll"], row["nll_sd"], row["distinct_2"], 0)
 
 
 def test_a_choice_has_the_tokens_that_it_has_behind_its_question(loaded):
