@@ -15,7 +15,7 @@ if TYPE_CHECKING:  # the command line reads these types, and does not wait for n
 
 Role = Literal["fit", "test"]
 Kind = Literal["baseline", "emotion", "random"]
-Scope = Literal["window", "generated", "all"]
+Scope = Literal["window", "generated", "all", "prompt", "first"]
 Site = Literal["resid_pre", "resid_post"]
 Operation = Literal["add", "project_out", "clamp", "add_keep_norm"]
 AlphaUnit = Literal["vector", "residual", "kl"]

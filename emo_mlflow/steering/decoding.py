@@ -18,20 +18,17 @@ from torch import Tensor
 from emo_mlflow.common import progress
 from emo_mlflow.models.blocks import BlockStack, Entry, input_edit
 from emo_mlflow.models.families import find_output_projection
-from emo_mlflow.steering.edits import HeadEdits, RowEdits
+from emo_mlflow.steering.edits import FurtherEdits, HeadEdits, RowEdits
 from emo_mlflow.steering.likelihood import token_nll
 from emo_mlflow.steering.packing import Layout, Prefill, Row
-from emo_mlflow.steering.positions import first_stale_position, n_patched, patched_positions
+from emo_mlflow.steering.parallel import Stopped
+from emo_mlflow.steering.positions import edits_prompts, first_stale_position, n_last_patched, n_patched
 from emo_mlflow.steering.sampling import gumbel_noise
 from emo_mlflow.types import Scope, Tokens
 
 COMPACT_BELOW = 0.75
 UNKNOWN = (float("nan"), float("nan"))
 OnStep = Callable[[Sequence[Row], Tensor], None]
-
-
-class Stopped(Exception):
-    """Decoding was ended from outside."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +86,7 @@ class PackDecoder:
         self.constant = lead.constant if lead else True
         prompts = [row.tokens for row in self.rows]
         n_rows, n_steps, device = len(self.rows), decoding.n_steps, stack.device
-        self.layout = Layout(Prefill(stack, prompts, all_positions=self.scope == "all"), prompts, n_steps, device)
+        self.layout = Layout(Prefill(stack, prompts, all_positions=edits_prompts(self.scope)), prompts, n_steps, device)
         self.eos = torch.tensor(decoding.eos_ids, dtype=torch.long, device=device)
         self.absent = torch.tensor(decoding.absent_ids, dtype=torch.long, device=device)
         self.tokens = torch.zeros((n_rows, n_steps), dtype=torch.long, device=device)
@@ -114,7 +111,9 @@ class PackDecoder:
             slice(bisect_left(self.boundaries, boundary), bisect_right(self.boundaries, boundary))
             for boundary in range(self.stack.n_layers + 1)
         ]
-        self.heads = HeadEdits([row.patch for row in self.rows], device, self.stack.dtype)
+        patches = [row.patch for row in self.rows]
+        self.heads = HeadEdits(patches, device, self.stack.dtype)
+        self.further = FurtherEdits(patches, self.stack.d_model, self.decoding.n_steps, device, self.stack.dtype)
         seeds = {seed: i for i, seed in enumerate(dict.fromkeys(row.noise_seed % 2**63 for row in self.rows))}
         self.seeds = torch.tensor(list(seeds), dtype=torch.long, device=device)
         self.seed_of_row = torch.tensor([seeds[row.noise_seed % 2**63] for row in self.rows], device=device)
@@ -148,19 +147,20 @@ class PackDecoder:
         return finished + self._harvest(range(len(self.rows)), self.layout, self.decoding.n_steps)
 
     def _n_last(self, q: int, step: int) -> int:
-        """How many of the last q positions before step `step` chooses are edited: those of S_t are always the last ones."""
-        return min(q, len(patched_positions(self.scope, self.window, self.layout.end, step)))
+        """How many of the last q positions before step `step` chooses are edited; they are the last ones of these."""
+        return n_last_patched(self.scope, self.window, self.layout.end, step, q)
 
     def _first_pass(self) -> Tensor:
         """Step 0: each row enters the blocks at its own boundary, from its prompt's clean stream. [rows, 1, d_model]."""
         layout = self.layout
-        q = layout.end if self.scope == "all" else 1
+        q = self._n_last(layout.end, 0)
         chunk = torch.tensor([row.tokens[-q:] for row in self.rows], dtype=torch.long, device=self.stack.device)
         entry = layout.enter(self.stack, chunk, layout.end - q, slice(0, len(self.rows)))
         hidden = entry.hidden[:0]
         for boundary, span in enumerate(self.spans):
             if span.stop > span.start:
-                hidden = torch.cat([hidden, self.edits.apply(layout.states(boundary, span), span, 0)])
+                hidden = torch.cat([hidden, self.edits.apply(layout.states(boundary, span)[:, -q:], span, 0)])
+            self.further.apply(boundary, hidden, q, 0)
             if boundary < self.stack.n_layers and len(hidden):
                 hidden = self._block(boundary, hidden, entry, slice(0, len(hidden)), 0)
         return hidden[:, -1:]
@@ -174,12 +174,14 @@ class PackDecoder:
 
     def _one_position(self, newest: Entry, step: int) -> Tensor:
         """The newest token through all blocks, edited on its way."""
-        everyone = slice(0, len(self.rows))
+        everyone, n_last = slice(0, len(self.rows)), self._n_last(1, step)
         hidden = newest.hidden
         for boundary, span in enumerate(self.spans):
             if span.stop > span.start:
                 self.clean[span, step - 1] = hidden[span, 0]
-                hidden[span] = self.edits.apply(hidden[span], span, step)
+                if n_last:
+                    hidden[span] = self.edits.apply(hidden[span], span, step)
+            self.further.apply(boundary, hidden, n_last, step)
             if boundary < self.stack.n_layers:
                 hidden = self._block(boundary, hidden, newest, everyone, step)
         return hidden
@@ -196,6 +198,7 @@ class PackDecoder:
                 edited = self.edits.apply(history[:, q - n_last :], span, step)
                 above = torch.cat([above, torch.cat([history[:, : q - n_last], edited], dim=1)])
                 below = below[count:]
+            self.further.apply(boundary, above, n_last, step)
             if boundary == self.stack.n_layers:
                 break
             if n_above := len(above):

@@ -6,6 +6,7 @@ position P + t from a forward pass over positions 0..P+t-1, in which the residua
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -34,6 +35,7 @@ class Patch:
         removed: float32 [k, d_model], the rows along which the old content is taken out; None for nothing.
         alpha_by_step: float32 [n_steps], alpha_t.
         keeps_norm: whether the result has the residual's own length.
+        then: further edits of the same positions, ascending by boundary, none before this one; those at one boundary are done in order.
     """
 
     boundary: int
@@ -43,6 +45,7 @@ class Patch:
     removed: FloatArray | None
     alpha_by_step: FloatArray
     keeps_norm: bool = False
+    then: tuple[Patch, ...] = ()
 
     @property
     def constant(self) -> bool:
@@ -171,6 +174,31 @@ class RowEdits:
         if self.keeps_norm is not None:
             changed = torch.where(self.keeps_norm[rows, None, None], _with_the_norm_of(hidden, changed), changed)
         return changed
+
+
+class FurtherEdits:
+    """What a packed batch's rows of several edits do after their first one, by boundary, as tensors on the model's device."""
+
+    def __init__(
+        self, interventions: Sequence[Intervention | None], d_model: int, n_steps: int, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        rounds: dict[tuple[int, int], list[tuple[int, Patch]]] = {}
+        for row, item in enumerate(interventions):
+            before: Counter[int] = Counter()
+            for patch in item.then if isinstance(item, Patch) else ():
+                rounds.setdefault((patch.boundary, before[patch.boundary]), []).append((row, patch))
+                before[patch.boundary] += 1
+        self._boundaries: dict[int, list[tuple[Tensor, RowEdits]]] = {}
+        for (boundary, _), members in sorted(rounds.items(), key=lambda item: item[0]):
+            edits = RowEdits([patch for _, patch in members], d_model, n_steps, device, dtype)
+            self._boundaries.setdefault(boundary, []).append((torch.tensor([row for row, _ in members], device=device), edits))
+
+    def apply(self, boundary: int, hidden: Tensor, n_last: int, step: int) -> None:
+        """Edits the last `n_last` positions in place; hidden [rows, q, d_model] of the batch's first rows, those edited here among them."""
+        if n_last and boundary in self._boundaries:
+            first = hidden.shape[1] - n_last
+            for rows, edits in self._boundaries[boundary]:
+                hidden[rows, first:] = edits.apply(hidden[rows, first:], slice(None), step)
 
 
 class HeadEdits:

@@ -22,6 +22,7 @@ from emo_mlflow.steering.decoding import UNKNOWN, Decoded, Decoding, PackDecoder
 from emo_mlflow.steering.likelihood import distinct_2
 from emo_mlflow.steering.packing import Row, plan_packs
 from emo_mlflow.steering.parallel import n_cores, on_threads
+from emo_mlflow.steering.positions import edits_prompts
 from emo_mlflow.types import Completion
 
 CPU_BATCH = 384  # past this a CPU's matrix products gain nothing, and completions come later
@@ -41,7 +42,7 @@ def attention_kernel(device: torch.device) -> AbstractContextManager[None]:
 
 
 def _edits_prompts(rows: Sequence[Row]) -> bool:
-    return any(row.patch is not None and row.patch.scope == "all" for row in rows)
+    return any(row.patch is not None and edits_prompts(row.patch.scope) for row in rows)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from torch import Tensor
 from emo_mlflow.models.blocks import BlockStack, Entry
 from emo_mlflow.models.kv_cache import PackedCache
 from emo_mlflow.steering.edits import Intervention
+from emo_mlflow.steering.positions import edits_prompts
 from emo_mlflow.types import Cell, Tokens
 
 ENOUGH = 1024  # rows at which a pack of one length, which needs no mask, beats a longer padded one
@@ -42,7 +43,7 @@ def pack_key(patch: Intervention, prompt_length: int) -> tuple[object, ...]:
     Where the prompt is edited too, prompts must also be of one length; 0 stands for any.
     """
     constant = patch.constant or patch.scope != "window"
-    return (patch.scope, patch.window, constant, prompt_length if patch.scope == "all" else 0)
+    return (patch.scope, patch.window, constant, prompt_length if edits_prompts(patch.scope) else 0)
 
 
 def plan_packs(rows: Sequence[Row], batch_size: int, is_long: Callable[[int], bool] = lambda length: False) -> list[list[Row]]:

@@ -14,6 +14,10 @@ from emo_mlflow.models.blocks import BlockStack
 T = TypeVar("T")
 
 
+class Stopped(Exception):
+    """Work was ended from outside."""
+
+
 def n_cores(stack: BlockStack) -> int:
     """Threads that torch uses for a model on a CPU; 1 for a device that divides its work itself."""
     return torch.get_num_threads() if stack.device.type == "cpu" else 1

@@ -49,6 +49,32 @@ def test_packed_decoding_equals_the_uncached_definition(family, scope, schedule,
         assert_same_or_tied(stack, row, found[row.cell.condition_id], decoding)
 
 
+NEW_SCOPES = [("prompt", None), ("prompt", 3), ("first", 1), ("first", 4)]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@given(
+    scope=st.sampled_from([("window", 1), ("window", 3), ("generated", None), ("all", None), *NEW_SCOPES]),
+    schedule=st.sampled_from(["constant", "linear", "1,0,2"]),
+    stops=st.booleans(),
+    seed=st.integers(0, 10_000),
+)
+def test_several_edits_and_parts_of_a_text_equal_the_uncached_definition(family, scope, schedule, stops, seed):
+    """Bands and combinations, up to four edits a row, beside rows of one and baselines; prompts alone, and the first new tokens alone.
+
+    Guards: an edit of another row, edits of one layer in another order, a position that left the window and is still edited at a
+    later layer, rows that leave and take others' edits with them, and a cache in which later tokens do not see the edited prompt."""
+    n_steps = 12
+    decoding = Decoding(n_steps, 0 if stops else n_steps, 0.0, EOS)
+    stack = stack_of(family)
+    rows = random_rows(np.random.default_rng(seed), 10, *scope, schedule, n_steps, most_edits=4)
+    assert max(len(row.patch.then) for row in rows if row.patch) >= 1
+    found = run_packed(stack, rows, decoding)
+    for row in rows:
+        assert_same_or_tied(stack, row, found[row.cell.condition_id], decoding)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_interventions_change_what_these_models_write(family):
     """The exactness tests would pass on models that ignore the patch; these do not ignore it."""
@@ -65,7 +91,7 @@ def test_scopes_and_windows_differ():
     stack = stack_of("llama")
     decoding = Decoding(14, 14, 0.0, EOS)
     texts = []
-    for scope, window in [("window", 1), ("window", 3), ("generated", None), ("all", None)]:
+    for scope, window in [("window", 1), ("window", 3), ("generated", None), ("all", None), *NEW_SCOPES]:
         rows = random_rows(np.random.default_rng(3), 40, scope, window, "constant", 14)
         texts.append(run_packed(stack, rows, decoding))
     for i, first in enumerate(texts):
@@ -153,7 +179,7 @@ def clean_nll(stack: BlockStack, prompt: tuple[int, ...], tokens: tuple[int, ...
 @pytest.mark.parametrize("family", FAMILIES)
 @settings(max_examples=5, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 @given(
-    scope=st.sampled_from([("window", 1), ("window", 3), ("window", 5), ("generated", None), ("all", None)]),
+    scope=st.sampled_from([("window", 1), ("window", 3), ("window", 5), ("generated", None), ("all", None), ("prompt", 2), ("first", 2)]),
     schedule=st.sampled_from(["constant", "1,0,2"]),
     stops=st.booleans(),
     n_steps=st.integers(1, 11),
@@ -165,7 +191,7 @@ def test_nll_is_that_of_the_unpatched_model(family, scope, schedule, stops, n_st
     early, texts that rows share, and chunks."""
     stack, rng = stack_of(family), np.random.default_rng(seed)
     decoding = Decoding(n_steps, 0 if stops else n_steps, 0.0, EOS)
-    rows = random_rows(rng, 10, *scope, schedule, n_steps)
+    rows = random_rows(rng, 10, *scope, schedule, n_steps, most_edits=3)
     rows += [Row(Cell(f"again{i}", "p", 0), row.tokens, row.patch) for i, row in enumerate(rows[:2])]
     rows += [Row(Cell("base", "p", 0), rows[0].tokens, None)]
     with mock.patch.dict("emo_mlflow.steering.likelihood.TOKENS_AT_ONCE", cpu=at_once):

@@ -33,6 +33,9 @@ def test_the_positions_of_the_definition():
     ]  # fmt: skip
     assert [list(patched_positions("generated", None, 4, t)) for t in range(3)] == [[3], [3, 4], [3, 4, 5]]
     assert list(patched_positions("all", None, 3, 2)) == [0, 1, 2, 3, 4]
+    assert [list(patched_positions("prompt", None, 3, t)) for t in (0, 5)] == [[0, 1, 2], [0, 1, 2]]
+    assert [list(patched_positions("prompt", k, 3, 5)) for k in (1, 2, 9)] == [[2], [1, 2], [0, 1, 2]]
+    assert [list(patched_positions("first", 2, 3, t)) for t in range(5)] == [[2], [2, 3], [2, 3, 4], [2, 3, 4], [2, 3, 4]]
 
 
 @given(st.integers(1, 6), st.integers(1, 20), st.integers(1, 30), st.booleans())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from tiny_models import tiny_model
 
 from emo_mlflow.models.blocks import BlockStack
 from emo_mlflow.steering.decoding import Decoding, PackDecoder
-from emo_mlflow.steering.edits import make_patch
+from emo_mlflow.steering.edits import Patch, make_patch
 from emo_mlflow.steering.operations import STREAM_EDITS
 from emo_mlflow.steering.packing import Row, plan_packs
 from emo_mlflow.types import Cell, Condition
@@ -30,14 +31,19 @@ def stack_of(family: str) -> BlockStack:
 
 def random_rows(
     rng: np.random.Generator, n: int, scope: str, window: int | None, schedule: str, n_steps: int,
-    operations: Sequence[str] = tuple(STREAM_EDITS),
+    operations: Sequence[str] = tuple(STREAM_EDITS), most_edits: int = 1,
 ) -> list[Row]:  # fmt: skip
-    """Rows of all operations, vectors and subspaces, at all boundaries, with prompts of many lengths, baselines between."""
+    """Rows of all operations, vectors and subspaces, at all boundaries, with prompts of many lengths, baselines between.
+
+    Args:
+        most_edits: of a row, at boundaries that may be equal.
+    """
     rows = []
     for i in range(n):
         prompt = tuple(int(token) for token in rng.integers(8, VOCABULARY, rng.integers(2, 13)))
         patch = None
-        if rng.random() > 0.15:
+        edits: list[Patch] = []
+        for _ in range(int(rng.integers(1, most_edits + 1)) if rng.random() > 0.15 else 0):
             vector, basis = (rng.normal(size=D_MODEL) * 6).astype(np.float32), None
             if rng.random() > 0.5:
                 rank = int(rng.integers(1, 4))
@@ -48,7 +54,10 @@ def random_rows(
                 "emotion", "joy", max(0, boundary - 1), rng.normal() * 2, scope=scope, patch_window=window, alpha_schedule=schedule,
                 site="resid_post" if boundary else "resid_pre", operation=operations[int(rng.integers(len(operations)))],
             )  # fmt: skip
-            patch = make_patch(condition, vector, basis, 1.0, n_steps)
+            edits.append(make_patch(condition, vector, basis, 1.0, n_steps))
+        if edits:
+            first, *then = sorted(edits, key=lambda edit: edit.boundary)
+            patch = replace(first, then=tuple(then))
         rows.append(Row(Cell(f"c{i}", f"p{len(prompt)}", 0), prompt, patch))
     return rows
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -19,7 +20,11 @@ def reference_positions(scope: str, window: int | None, prompt_length: int, step
     end = prompt_length + step
     if scope == "window":
         return [(prompt_length - 1, 0)] if step == 0 else [(j, step) for j in range(max(prompt_length, end - (window or 0)), end)]
-    first = prompt_length - 1 if scope == "generated" else 0
+    if scope == "prompt":
+        return [(j, 0) for j in range(max(0, prompt_length - (window or prompt_length)), prompt_length)]
+    if scope == "first":
+        end = min(end, prompt_length + (window or 0))
+    first = 0 if scope == "all" else prompt_length - 1
     return [(j, max(0, j - prompt_length + 1)) for j in range(first, end)]
 
 
@@ -68,21 +73,18 @@ def reference_logits(model: PreTrainedModel, row: Row, generated: Sequence[int])
                 mixed[step, position, patch.head * width : (patch.head + 1) * width] = torch.from_numpy(patch.replacement)
         return (mixed, *args[1:])
 
-    def edit(hidden: Tensor) -> Tensor:
-        return torch.cat([edit_copy(hidden[step : step + 1], positions) for step, positions in enumerate(edited)])
-
-    def edit_copy(hidden: Tensor, positions: list[tuple[int, int]]) -> Tensor:
+    def edit(each: Patch, hidden: Tensor) -> Tensor:
         hidden = hidden.clone()
-        assert isinstance(patch, Patch)
-        for position, alpha_step in positions:
-            hidden[0, position] = edited_residual(patch, hidden[0, position].clone(), alpha_step)
+        for step, positions in enumerate(edited):
+            for position, alpha_step in positions:
+                hidden[step, position] = edited_residual(each, hidden[step, position].clone(), alpha_step)
         return hidden
 
     handles = []
     if isinstance(patch, HeadPatch):
         handles.append(find_output_projection(blocks[patch.boundary]).register_forward_pre_hook(replace_head))
     elif patch is not None:
-        handles.append(hook_boundary(model, patch.boundary, edit))
+        handles += [hook_boundary(model, each.boundary, partial(edit, each)) for each in (patch, *patch.then)]
     try:
         logits = model(input_ids=tokens, use_cache=False).logits
         return torch.stack([logits[step, prompt_length + step - 1] for step in range(n_steps)]).float()
