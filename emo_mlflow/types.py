@@ -109,6 +109,25 @@ class Fit:
     accuracy: dict[str, FloatArray] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Edit:
+    """One of several edits of a condition: an emotion's direction at a layer, by `weight` times the condition's alpha."""
+
+    emotion: str
+    layer: int
+    weight: float = 1.0
+
+    def __str__(self) -> str:
+        return f"{self.emotion}@{self.layer}*{self.weight:.12g}"  # names have neither of these signs
+
+    @classmethod
+    def read(cls, text: str) -> Edit:
+        """What `str` wrote."""
+        emotion, _, rest = text.partition("@")
+        layer, _, weight = rest.partition("*")
+        return cls(emotion, int(layer), float(weight))
+
+
 # Of a condition, in the version that the first ids are from. Nothing is ever added here.
 FIRST_FIELDS = frozenset(
     ("kind", "emotion", "layer", "alpha", "draw", "seed", "scope", "patch_window", "site", "operation", "alpha_unit", "alpha_schedule")
@@ -126,6 +145,8 @@ class Condition:
         draw: which random direction, or which randomly drawn head, 0..R-1, for a random control.
         seed: what random directions are drawn from; None unless random.
         head: the head that is replaced; None for a direction.
+        edits: what is done where it is more than one edit, each as `str(Edit)`, separated by semicolons; emotion and layer are then a name for all
+            of them and the first layer.
         control: the kind of random direction; None for one that is drawn anew at every layer, with the norm of the direction.
     """
 
@@ -143,6 +164,14 @@ class Condition:
     alpha_schedule: str = "constant"
     head: int | None = None
     control: Control | None = None
+    edits: str = ""
+
+    @property
+    def every_edit(self) -> tuple[Edit, ...]:
+        """One, or those that `edits` names, in their order."""
+        if not self.edits:
+            return (Edit(*self.place),)
+        return tuple(Edit.read(part) for part in self.edits.split(";"))
 
     @property
     def place(self) -> tuple[str, int]:

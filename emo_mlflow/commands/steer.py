@@ -24,6 +24,7 @@ from emo_mlflow.prompts.selection import PromptSet, load_prompts
 from emo_mlflow.serving.side_by_side import SideBySide, Steering
 from emo_mlflow.serving.steered_model import GenerationDefaults, Settings, SteeredModel
 from emo_mlflow.settings.declared import read, table_of
+from emo_mlflow.settings.scopes import scope_and_windows
 from emo_mlflow.settings.steer import BESIDE_A_SWEEP, OF_A_CALL, SteerSettings
 from emo_mlflow.settings.templates import check_form, form_of
 from emo_mlflow.sweep.budgets import check_budgets
@@ -108,7 +109,10 @@ def _of_sweep(settings: SteerSettings, options: Mapping[str, Any], tracking_uri:
     from emo_mlflow.tracking.reading import load_sweep
 
     sweep = load_sweep(str(settings.run_id), tracking_uri)
-    wanted = Wanted(settings.emotion, settings.layer, settings.alpha, settings.scope, settings.patch_window)
+    wanted = Wanted(settings.emotion, settings.layer, settings.alpha, patch_window=settings.patch_window)
+    if settings.scope is not None:
+        scope, windows = scope_and_windows(settings.scope, [settings.patch_window or FIRST_WINDOW])
+        wanted = replace(wanted, scope=scope, patch_window=windows[0])
     choice = choose(wanted, sweep.config, int(sweep.facts["n_layers"]), sweep.conditions, sweep.effects)
     found = settings_of(sweep, choice)
     named = {"sequence_length" if name == "max_new_tokens" else name: value for name, value in options.items()}
@@ -147,14 +151,14 @@ def _fitted(settings: SteerSettings, tracking_uri: str | None) -> SteeredModel:
         shape = (loaded.n_layers, loaded.d_model)
         vector, basis, norms = _read(file, settings, emotion, layer, shape, loaded.fingerprint)
         norm = float((means()[1].mean(axis=0) if norms is None else norms)[layer])
-    scope = settings.scope or "generated"
+    scope, windows = scope_and_windows(settings.scope or "generated", [settings.patch_window or FIRST_WINDOW])
     condition = Condition(
         kind="emotion",
         emotion=emotion,
         layer=layer,
         alpha=1.0 if settings.alpha is None else settings.alpha,
         scope=scope,
-        patch_window=(settings.patch_window or FIRST_WINDOW) if scope == "window" else None,
+        patch_window=windows[0],
         site=settings.site,
         operation=settings.operation,
         alpha_unit=settings.alpha_unit,

@@ -20,7 +20,7 @@ from emo_mlflow.statistics.intervals import LEAST
 FEW_PROMPTS = 20
 
 # Settings whose difference between two sweeps makes a difference between their texts.
-SETTINGS = tuple(sorted((name for name, item in PARAMETERS.items() if item.apart), key=lambda name: PARAMETERS[name].apart))
+SETTINGS = (*sorted((name for name, item in PARAMETERS.items() if item.apart), key=lambda name: PARAMETERS[name].apart), "bands")
 
 
 @dataclass(frozen=True)

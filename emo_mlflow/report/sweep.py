@@ -187,7 +187,7 @@ def _settings(result: SweepResult) -> dict[str, str]:
     return {
         "prompts": f"{len(result.prompts)} ({result.facts['prompt_source']}; {result.facts['prompt_split']})",
         "conditions": f"{len(result.conditions)}, cells {result.facts['n_cells']}",
-        "layers": ", ".join(map(str, config.layers)),
+        "layers": config.bands or ", ".join(map(str, config.layers)),
         "alphas": ", ".join(f"{alpha:g}" for alpha in config.alphas)
         + f" ({config.alpha_unit}, {config.alpha_schedule})",
         "scope": config.scope

@@ -12,6 +12,7 @@ import pandas as pd
 from emo_mlflow.errors import UserError
 from emo_mlflow.scoring.broken import breaks_text
 from emo_mlflow.scoring.targets import expected_sign, target_metric
+from emo_mlflow.settings.scopes import scope_and_windows
 from emo_mlflow.sweep.results import condition_of
 from emo_mlflow.sweep.schemas import FLUENCY
 from emo_mlflow.types import Condition, Scope
@@ -84,6 +85,8 @@ def measured(row: Mapping[Any, Any], reason: str, effects: pd.DataFrame) -> Choi
         UserError: if this version of the package would run it under another id, so that it is not known to be the same.
     """
     condition = condition_of(row)
+    if condition.edits:
+        raise UserError(f"this condition has several edits ({condition.edits}), which a steered model does not have: name a condition of one")
     if condition.condition_id != row["condition_id"]:
         raise UserError(
             f"the sweep has this condition as {row['condition_id']}, and this version of emo_mlflow as {condition.condition_id}: "
@@ -160,11 +163,8 @@ def _unmeasured(emotion: str, wanted: Wanted, config: Mapping[str, Any], table: 
     if wanted.layer is None or wanted.alpha is None:
         swept = "; ".join(f"{name} {_listed(table[name])}" for name in NAMED if table[name].notna().any())
         raise UserError(f"the sweep has no such condition ({swept}): for another, give both --layer and --alpha")
-    scope: Scope = wanted.scope or config["scope"]
-    window = None
-    if scope == "window":
-        window = wanted.patch_window or int(config["patch_window"][0])
-    elif wanted.patch_window is not None:
+    scope, windows = scope_and_windows(wanted.scope or config["scope"], [wanted.patch_window or int(config["patch_window"][0])])
+    if scope != "window" and wanted.patch_window is not None:
         raise UserError(f"patch_window={wanted.patch_window} needs scope window; this is scope {scope}")
     another = condition_of(table.iloc[0].to_dict())
-    return replace(another, layer=wanted.layer, alpha=wanted.alpha, scope=scope, patch_window=window)
+    return replace(another, layer=wanted.layer, alpha=wanted.alpha, scope=scope, patch_window=windows[0])

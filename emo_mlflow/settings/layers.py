@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from emo_mlflow.errors import UserError
+from emo_mlflow.settings.combinations import bands_of
 from emo_mlflow.settings.parsing import layers
 
 
 def resolve_layers(choice: str, n_layers: int) -> tuple[int, ...]:
-    """The layers that a choice such as `all/6` or `0-11,20` names, in order.
+    """The layers that a choice such as `all/6` or `0-11,20` names, in order; of bands such as `8+9+10`, the first of each.
 
     Raises:
         UserError: if it is no such choice, or the model does not have one of them.
@@ -16,6 +17,8 @@ def resolve_layers(choice: str, n_layers: int) -> tuple[int, ...]:
         parts = layers(choice).split(",")
     except UserError as error:
         raise UserError(f"layers={choice!r} {error}") from None
+    if bands := bands_of(",".join(parts), n_layers):
+        return tuple(bands)
     chosen: set[int] = set()
     for part in parts:
         span, _, stride = part.partition("/")

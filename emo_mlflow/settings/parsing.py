@@ -100,9 +100,9 @@ def run_ids(text: str) -> tuple[str, ...]:
 
 def layers(text: str) -> str:
     """A choice of layers, resolved once the model is known (`layers.resolve_layers`)."""
-    part = r"\d{1,6}(-\d{1,6}(/[1-9]\d{0,5})?)?"
+    part = r"\d{1,6}(-\d{1,6}(/[1-9]\d{0,5})?|(\+\d{1,6})+)?"
     if not re.fullmatch(rf"all(/[1-9]\d{{0,5}})?|{part}(,{part})*", text.replace(" ", "")):
-        raise UserError("is not a choice of layers: use all, all/6 (every sixth), 0-11, 0-11/2 or 0,3,6")
+        raise UserError("is not a choice of layers: use all, all/6 (every sixth), 0-11, 0-11/2, 0,3,6, or bands 8+9+10")
     return text.replace(" ", "")
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 from emo_mlflow.settings.declared import parameter, same_as
-from emo_mlflow.settings.parsing import as_it_is, choice, integer, number, or_nothing
+from emo_mlflow.settings.parsing import as_it_is, integer, number, or_nothing
+from emo_mlflow.settings.scopes import scope
 from emo_mlflow.settings.sweep import SweepSettings
-from emo_mlflow.types import AlphaUnit, FitOn, Operation, Scope, Site, Template
+from emo_mlflow.types import AlphaUnit, FitOn, Operation, Site, Template
 
 
 # fmt: off
@@ -29,9 +30,9 @@ class SteerSettings:
     alpha_unit: AlphaUnit = same_as(SweepSettings, "alpha_unit")
     alpha_schedule: str = same_as(SweepSettings, "alpha_schedule")
     operation: Operation = same_as(SweepSettings, "operation")
-    scope: Scope | None = parameter(
-        or_nothing(choice(*get_args(Scope))), "",
-        "Positions: every new token (generated), the last W (window), or the prompt too (all). Default: generated; of a sweep, its own.", "where"
+    scope: str | None = parameter(
+        or_nothing(scope), "",
+        "Positions: generated (every new token), window (the last W), all, first:K, prompt, prompt:K. Default: generated, or the sweep's.", "where"
     )
     patch_window: int | None = parameter(or_nothing(integer(1)), "", "W of scope window. Default: 3; of a sweep, its own.", "where")
     site: Site = same_as(SweepSettings, "site")

@@ -11,9 +11,10 @@ from emo_mlflow.common.names import same_name
 from emo_mlflow.errors import UserError
 from emo_mlflow.settings.declared import parameter, read, same_as, table_of
 from emo_mlflow.settings.parsing import as_it_is, choice, each, integer, items, number, or_nothing
+from emo_mlflow.settings.scopes import scope
 from emo_mlflow.settings.sweep import SweepSettings
 from emo_mlflow.settings.templates import check_form
-from emo_mlflow.types import AlphaUnit, Control, FitOn, Scope, Site, Template
+from emo_mlflow.types import AlphaUnit, Control, FitOn, Site, Template
 
 Procedure = Literal["sequence", "holm"]
 Search = Literal["none", "depths"]
@@ -73,8 +74,8 @@ class StudySettings:
         choice(*get_args(AlphaUnit)), "kl",
         "Unit of alpha: damage to neutral text, in nats per token (kl), the direction (vector), or the stream's norm (residual).", "how much",
     )
-    scope: Scope = parameter(
-        choice(*get_args(Scope)), "generated", "Positions: every new token (generated), the last W (window), or the prompt too (all).", "where"
+    scope: str = parameter(
+        scope, "generated", "Positions: generated (every new token), window (the last W), all (the prompt too), first:K, prompt, prompt:K.", "where"
     )
     patch_window: int = parameter(integer(1), "3", "W of scope window.", "where")
     site: Site = same_as(SweepSettings, "site")

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal, get_args
 
 from emo_mlflow.errors import UserError
+from emo_mlflow.settings.combinations import bands_of, bands_text, combine
 from emo_mlflow.settings.declared import parameter, read, table_of
 from emo_mlflow.settings.layers import resolve_layers
 from emo_mlflow.settings.parsing import (
@@ -26,6 +27,7 @@ from emo_mlflow.settings.parsing import (
     temperature,
 )
 from emo_mlflow.settings.profiles import DEFAULT, OF_HEADS, PROFILES
+from emo_mlflow.settings.scopes import scope
 from emo_mlflow.settings.templates import check_form, fit_on_of
 from emo_mlflow.types import (
     FEW_DRAWS,
@@ -34,7 +36,6 @@ from emo_mlflow.types import (
     HeadOperation,
     Likelihoods,
     Operation,
-    Scope,
     Screen,
     Site,
     Template,
@@ -63,8 +64,9 @@ class SweepFields:
     alpha_schedule: str = parameter(
         schedule, "constant", "Alpha over new tokens: constant, linear, exponential[:HALF_LIFE] or factors 1,0.5.", "how much", of_child=True, apart=4
     )
-    scope: Scope = parameter(
-        choice(*get_args(Scope)), "window", "Positions: the last W new tokens (window), every new one (generated), all.", "where", apart=1
+    scope: str = parameter(
+        scope, "window", "Positions: window (the last W new tokens), generated (every new one), first:K, prompt, prompt:K (its last K), all.",
+        "where", apart=1,
     )
     patch_window: tuple[int, ...] = parameter(each(integer(1)), "3", "W of scope window; a list is swept. Other scopes ignore it.", "where", apart=2)
     site: Site = parameter(
@@ -77,6 +79,9 @@ class SweepFields:
     direction: str = parameter(
         direction, "mean_diff", "What is fitted and injected: mean_diff, pc1 (pc2, ...), lda, logistic or subspace:K.", "what",
         of_child=True, apart=11,
+    )
+    combine: str = parameter(
+        combine, "", "Further conditions of several directions at once, such as gratitude+apology:-0.5.", "what", apart=18, before="",
     )
     directions: str = parameter(as_it_is, "fit", "fit on the data set, or a run id or .safetensors file to take directions from.", "what", apart=12)
     prepend_bos: bool = parameter(boolean, "true", "Put the model's document-start token in front of every text.", "what", of_child=True, apart=10)
@@ -134,7 +139,7 @@ class SweepSettings(SweepFields):
     """Everything that decides what a sweep computes and how, as it was asked for. `emotions` is None for all in the data set."""
 
     emotions: tuple[str, ...] | None = parameter(emotions, "all", "Emotions to inject, separated by commas, or all.", "what")
-    layers: str = parameter(layers, "all", "Layers: all, all/6 (every sixth), 0-11 or 0,3,6.", "where")
+    layers: str = parameter(layers, "all", "Layers: all, all/6 (every sixth), 0-11 or 0,3,6; or bands that are edited together, 8+9+10.", "where")
 
     def resolved(self, emotions: tuple[str, ...], n_layers: int) -> SweepConfig:
         """The settings for a model of that depth.
@@ -142,7 +147,8 @@ class SweepSettings(SweepFields):
         Raises:
             UserError: for a layer that the model does not have.
         """
-        return SweepConfig(**vars(self) | self._known(emotions, resolve_layers(self.layers, n_layers)))
+        bands = bands_text(bands_of(self.layers, n_layers))
+        return SweepConfig(**vars(self) | self._known(emotions, resolve_layers(self.layers, n_layers)), bands=bands)
 
     def _known(self, emotions: tuple[str, ...], layers: tuple[int, ...]) -> dict[str, Any]:
         return {"emotions": emotions, "layers": layers, "fit_on": fit_on_of(self.fit_on, self.template)}
@@ -150,10 +156,16 @@ class SweepSettings(SweepFields):
 
 @dataclass(frozen=True, kw_only=True)
 class SweepConfig(SweepFields):
-    """The settings of a sweep for one data set and one model: which emotions, which layers."""
+    """The settings of a sweep for one data set and one model: which emotions, which layers.
+
+    Attributes:
+        layers: of bands, the first of each.
+        bands: layers that are edited together, such as `8+9+10,14+15`; empty for single layers.
+    """
 
     emotions: tuple[str, ...]
     layers: tuple[int, ...]
+    bands: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,8 +183,9 @@ class HeadFields:
     site: Site = "resid_pre"
     direction: str = "mean_diff"
     directions: str = "fit"
-    scope: Scope = parameter(
-        choice(*get_args(Scope)), "all", "Positions: the prompt too (all), every new one (generated), or the last W (window).", "where"
+    combine: str = ""
+    scope: str = parameter(
+        scope, "all", "Positions: all (the prompt too), generated (every new one), window (the last W), first:K, prompt, prompt:K.", "where"
     )
     operation: Operation | HeadOperation = parameter(
         choice(*get_args(HeadOperation)), "zero",
@@ -202,6 +215,8 @@ class HeadSettings(HeadFields, SweepSettings):
         Raises:
             UserError: for a layer that the model does not have, or a target before the heads' layers.
         """
+        if "+" in self.layers:
+            raise UserError(f"layers={self.layers!r} has bands, which are for directions: give single layers")
         layers = resolve_layers(self.layers, n_layers)
         target = n_layers - 1 if self.target_layer is None else self.target_layer
         if not max(layers) <= target < n_layers:
@@ -227,6 +242,8 @@ def make_config(profile: str = DEFAULT, given: Mapping[str, str | None] | None =
         raise UserError(
             f"direction={settings.direction} chooses what is fitted, and directions={settings.directions} is fitted already: give one of them"
         )
+    if settings.alpha_unit == "kl" and ("+" in settings.layers or settings.combine):
+        raise UserError("alpha_unit=kl finds the strength of one edit, and not of several: use vector or residual for bands and combine=")
     check_form(settings)
     return settings
 
@@ -263,7 +280,7 @@ HOW = frozenset(name for name, item in table_of(SweepSettings).items() if item.h
 
 
 # What sweeps did that were made before there was the parameter.
-BEFORE = {name: item.parse(item.before) for name, item in table_of(SweepSettings).items() if item.before is not None}
+BEFORE = {name: item.parse(item.before) for name, item in table_of(SweepSettings).items() if item.before is not None} | {"bands": ""}
 
 
 def work_hash(config: SweepFields) -> str:

@@ -26,6 +26,7 @@ from emo_mlflow.scoring.loading import load_scorers
 from emo_mlflow.scoring.protocol import Scorers
 from emo_mlflow.scoring.targets import target_metric
 from emo_mlflow.settings.direction_choice import parse_direction
+from emo_mlflow.settings.scopes import scope_and_windows
 from emo_mlflow.settings.study import StudySettings, check_emotions, value_of
 from emo_mlflow.settings.templates import form_of
 from emo_mlflow.statistics.sequential import Looks
@@ -134,7 +135,7 @@ def lay_out(inputs: StudyInputs) -> StudyPlan:
 
 
 def _design(settings: StudySettings, places: tuple[Place, ...], prompts: Sequence[Prompt], second: Sequence[Prompt]) -> Design:
-    n = len(prompts)
+    n, (name, windows) = len(prompts), scope_and_windows(settings.scope, [settings.patch_window])
     return Design(
         places=places,
         direction=settings.direction,
@@ -144,8 +145,8 @@ def _design(settings: StudySettings, places: tuple[Place, ...], prompts: Sequenc
         looks=Looks((FIRST_LOOK, n) if n > FIRST_LOOK else (n,)),
         prompts=tuple(prompt.prompt_id for prompt in prompts),
         second=tuple(prompt.prompt_id for prompt in second),
-        scope=settings.scope,
-        patch_window=settings.patch_window if settings.scope == "window" else None,
+        scope=name,
+        patch_window=windows[0],
         site=settings.site,
         sequence_length=settings.sequence_length,
         temperature=settings.temperature,

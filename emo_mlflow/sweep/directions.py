@@ -13,10 +13,12 @@ from emo_mlflow.errors import UserError
 from emo_mlflow.models.blocks import BlockStack
 from emo_mlflow.models.loading import LoadedModel
 from emo_mlflow.prompts.selection import PromptSet
+from emo_mlflow.settings.combinations import Weighted, bands_of, combinations
+from emo_mlflow.settings.scopes import scope_and_windows
 from emo_mlflow.settings.sweep import SweepConfig
 from emo_mlflow.sweep.budgets import find_doses
 from emo_mlflow.sweep.swept import SweptDirections
-from emo_mlflow.types import Condition, Fit, FitTexts
+from emo_mlflow.types import Condition, Edit, Fit, FitTexts
 
 MOST_CONDITIONS = 1_000_000  # a gigabyte of them
 
@@ -50,23 +52,27 @@ def make_conditions(config: SweepConfig) -> tuple[Condition, ...]:
     Raises:
         UserError: for more than can be listed.
     """
-    windows: tuple[int | None, ...] = config.patch_window if config.scope == "window" else (None,)
-    settings = len(config.emotions) * len(windows) * len(config.alphas) * len(config.layers)
+    scope, windows = scope_and_windows(config.scope, config.patch_window)
+    bands = bands_of(config.bands) if config.bands else {layer: (layer,) for layer in config.layers}
+    injected: dict[str, Weighted] = {name: ((name, 1.0),) for name in config.emotions} | combinations(config.combine, config.emotions)
+    settings = len(injected) * len(windows) * len(config.alphas) * len(config.layers)
     if (count := 1 + settings * (1 + config.num_random)) > MOST_CONDITIONS:
         raise UserError(f"{count} conditions are more than a sweep holds ({MOST_CONDITIONS}): take fewer layers, alphas or num_random")
     found = [Condition("baseline")]
-    for emotion, window, alpha, layer in itertools.product(config.emotions, windows, config.alphas, config.layers):
+    for emotion, window, alpha, layer in itertools.product(injected, windows, config.alphas, config.layers):
+        edits = [Edit(name, each, weight) for each in bands[layer] for name, weight in injected[emotion]]
         condition = Condition(
             kind="emotion",
             emotion=emotion,
             layer=layer,
             alpha=alpha,
-            scope=config.scope,
+            scope=scope,
             patch_window=window,
             site=config.site,
             operation=config.operation,
             alpha_unit=config.alpha_unit,
             alpha_schedule=config.alpha_schedule,
+            edits=";".join(map(str, edits)) if len(edits) > 1 else "",
         )
         found.append(condition)
         found += [replace(condition, kind="random", draw=draw, seed=config.seed) for draw in range(config.num_random)]

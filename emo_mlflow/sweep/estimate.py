@@ -64,7 +64,7 @@ def estimate(plan: Plan) -> Estimate:
     tokens = plan.n_cells * config.sequence_length
     flops = 2.0 * (body * passes + (1 + sum(measured) / len(measured)) * head * tokens)
     longest = max(len(ids) for ids in plan.tokens.values())
-    rows = plan.engine.estimate(longest, longest if config.scope == "all" else 1)
+    rows = plan.engine.estimate(longest, longest if config.scope.startswith(("all", "prompt")) else 1)
     batch = min(config.batch_size or rows.batch_size, plan.n_cells)
     weights = sum(p.numel() * p.element_size() for p in stack.model.parameters())
     return Estimate(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, singledispatch
 
 from emo_mlflow.directions.controls import random_control
@@ -71,7 +71,16 @@ class Grid:
 
 
 def direction_patch(fit: Fit, condition: Condition, n_steps: int) -> Patch:
-    """What a condition of a direction, or of a random control for it, does."""
+    """What a condition of directions, or of random controls for them, does: its edits, those of lower layers first."""
+    alone = [
+        replace(condition, emotion=edit.emotion, layer=edit.layer, alpha=edit.weight * float(condition.alpha or 0), edits="")
+        for edit in condition.every_edit
+    ]
+    first, *then = sorted((_edit(fit, each, n_steps) for each in alone), key=lambda patch: patch.boundary)
+    return replace(first, then=tuple(then))
+
+
+def _edit(fit: Fit, condition: Condition, n_steps: int) -> Patch:
     emotion, layer = condition.place
     direction = fit.directions[emotion]
     vector, basis = direction.vectors[layer], None if direction.basis is None else direction.basis[layer]

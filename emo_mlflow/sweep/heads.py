@@ -21,6 +21,7 @@ from emo_mlflow.errors import UserError
 from emo_mlflow.models.blocks import BlockStack
 from emo_mlflow.models.families import head_count
 from emo_mlflow.prompts.selection import PromptSet
+from emo_mlflow.settings.scopes import scope_and_windows
 from emo_mlflow.settings.sweep import HeadConfig
 from emo_mlflow.steering.operations import HEAD_REPLACEMENTS
 from emo_mlflow.sweep.swept import SweptHeads
@@ -91,14 +92,14 @@ def head_conditions(config: HeadConfig, effects: pd.DataFrame) -> Iterator[Condi
     the layers have no more heads.
     """
     yield Condition("baseline")
-    windows: tuple[int | None, ...] = config.patch_window if config.scope == "window" else (None,)
+    scope, windows = scope_and_windows(config.scope, config.patch_window)
     chosen = candidates(effects, config.layers, config.screen, config.top)
     for (emotion, rows), window in itertools.product(chosen.groupby("emotion", sort=False), windows):
         common = Condition(
             kind="emotion",
             emotion=str(emotion),
             alpha=1.0,
-            scope=config.scope,
+            scope=scope,
             patch_window=window,
             operation=config.operation,
         )

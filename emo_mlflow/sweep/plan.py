@@ -22,6 +22,7 @@ from emo_mlflow.models.tokens import encode_fit_texts, encode_prompts
 from emo_mlflow.prompts.selection import PromptSet, emotions_to_continue, load_prompts
 from emo_mlflow.scoring.loading import load_scorers
 from emo_mlflow.scoring.protocol import Scorers
+from emo_mlflow.settings.combinations import combinations
 from emo_mlflow.settings.sweep import HeadConfig, SweepConfig, SweepSettings
 from emo_mlflow.settings.templates import form_of
 from emo_mlflow.steering.engine import Engine
@@ -72,6 +73,7 @@ def prepare(settings: SweepSettings, directions_file: Path | None = None) -> Inp
         emotions = tuple(known.get(same_name(name), name) for name in settings.emotions or known.values())
     if _continues_own_texts(settings.operation):
         prompts = emotions_to_continue(prompts, settings.max_samples, settings.seed)
+    combinations(settings.combine, emotions)
     check_budgets(settings.alpha_unit, settings.operation)
     scorers = load_scorers(settings.scorers)
     check(spec, device, getattr(torch, settings.dtype))

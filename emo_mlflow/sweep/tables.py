@@ -71,7 +71,8 @@ def condition_rows(conditions: Sequence[Condition], swept: Swept | None = None) 
     fields = CONDITIONS.columns[:-1]
     doses = [None if swept is None else swept.dose(condition.condition_id) for condition in conditions]
     rows = [
-        [dose if item.name == "dose" else getattr(condition, item.name) for item in fields]
+        [dose if item.name == "dose" else (getattr(condition, item.name) or None) if item.name == "edits" else getattr(condition, item.name)
+         for item in fields]
         for condition, dose in zip(conditions, doses, strict=True)
     ]
     table = pd.DataFrame(rows, columns=[item.name for item in fields])
