@@ -22,7 +22,7 @@ from packs import EOS, assert_same_or_tied, random_rows, run_packed, stack_of
 from tiny_models import FAMILIES
 
 from emo_mlflow.models.blocks import BlockStack
-from emo_mlflow.steering.decoding import Decoding
+from emo_mlflow.steering.sampling import Decoding
 
 SCOPES = (("window", 1), ("window", 3), ("generated", None), ("all", None))
 

@@ -36,9 +36,9 @@ from emo_mlflow.models.blocks import BlockStack
 from emo_mlflow.models.loading import fuse_activations
 from emo_mlflow.steering import decoding
 from emo_mlflow.steering import engine as generation
-from emo_mlflow.steering.decoding import Decoding
 from emo_mlflow.steering.edits import Patch
 from emo_mlflow.steering.packing import Layout, Row
+from emo_mlflow.steering.sampling import Decoding
 from emo_mlflow.types import Cell, Scope
 
 WORKS = {"neo": NEO, "quick": QUICK, "study": STUDY}

@@ -14,9 +14,9 @@ from emo_mlflow.models.blocks import BlockStack
 from emo_mlflow.models.loading import LoadedModel, load
 from emo_mlflow.models.names import ModelSpec
 from emo_mlflow.models.tokens import text_decoder
-from emo_mlflow.steering.decoding import Decoding
 from emo_mlflow.steering.engine import Engine
 from emo_mlflow.steering.packing import Row
+from emo_mlflow.steering.sampling import Decoding
 from emo_mlflow.types import Completion
 
 RETRIES = 20  # of an actor that dies with its node; what it had not given back is written again

@@ -32,10 +32,10 @@ from emo_mlflow.models.tokens import encode_prompts, text_decoder
 from emo_mlflow.models.weights import INDEX, weight_files
 from emo_mlflow.serving.call_options import AS_RECORDED, Options
 from emo_mlflow.settings.templates import Form
-from emo_mlflow.steering.decoding import Decoding
 from emo_mlflow.steering.edits import at_dose, make_patch
 from emo_mlflow.steering.engine import Engine
 from emo_mlflow.steering.packing import Row
+from emo_mlflow.steering.sampling import Decoding
 from emo_mlflow.steering.strength import budget_meter, find_strengths
 from emo_mlflow.sweep.grid import noise_seed
 from emo_mlflow.types import Cell, Condition, FloatArray, Template, digest

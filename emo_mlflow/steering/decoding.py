@@ -23,31 +23,12 @@ from emo_mlflow.steering.likelihood import token_nll
 from emo_mlflow.steering.packing import Layout, Prefill, Row
 from emo_mlflow.steering.parallel import Stopped
 from emo_mlflow.steering.positions import edits_prompts, first_stale_position, n_last_patched, n_patched
-from emo_mlflow.steering.sampling import gumbel_noise
+from emo_mlflow.steering.sampling import Decoding, gumbel_noise
 from emo_mlflow.types import Scope, Tokens
 
 COMPACT_BELOW = 0.75
 UNKNOWN = (float("nan"), float("nan"))
 OnStep = Callable[[Sequence[Row], Tensor], None]
-
-
-@dataclass(frozen=True)
-class Decoding:
-    """How tokens are chosen.
-
-    Attributes:
-        n_steps: new tokens per text, at most.
-        min_new_tokens: end-of-sequence tokens are not chosen at earlier steps.
-        temperature: 0 for greedy decoding.
-        eos_ids: the tokens that end a text.
-        absent_ids: numbers that stand for no token, which are never chosen.
-    """
-
-    n_steps: int
-    min_new_tokens: int
-    temperature: float
-    eos_ids: tuple[int, ...]
-    absent_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

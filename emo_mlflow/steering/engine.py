@@ -18,11 +18,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from emo_mlflow.common.machine import free_memory
 from emo_mlflow.errors import UserError
 from emo_mlflow.models.blocks import BlockStack
-from emo_mlflow.steering.decoding import UNKNOWN, Decoded, Decoding, PackDecoder
+from emo_mlflow.steering.decoding import UNKNOWN, Decoded, PackDecoder
 from emo_mlflow.steering.likelihood import distinct_2
 from emo_mlflow.steering.packing import Row, plan_packs
 from emo_mlflow.steering.parallel import n_cores, on_threads
 from emo_mlflow.steering.positions import edits_prompts
+from emo_mlflow.steering.sampling import Decoding
 from emo_mlflow.types import Completion
 
 CPU_BATCH = 384  # past this a CPU's matrix products gain nothing, and completions come later

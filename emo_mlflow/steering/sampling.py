@@ -2,12 +2,33 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 # splitmix64 (Steele, Lea and Flood 2014, https://doi.org/10.1145/2714064.2660195), in signed 64-bit arithmetic that wraps around.
 _GOLDEN = 0x9E3779B97F4A7C15 - 2**64
 _FIRST, _SECOND = 0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How tokens are chosen.
+
+    Attributes:
+        n_steps: new tokens per text, at most.
+        min_new_tokens: end-of-sequence tokens are not chosen at earlier steps.
+        temperature: 0 for greedy decoding.
+        eos_ids: the tokens that end a text.
+        absent_ids: numbers that stand for no token, which are never chosen.
+    """
+
+    n_steps: int
+    min_new_tokens: int
+    temperature: float
+    eos_ids: tuple[int, ...]
+    absent_ids: tuple[int, ...] = ()
 
 
 def _shift_right(x: Tensor, bits: int) -> Tensor:

@@ -16,9 +16,9 @@ from emo_mlflow.statistics.corrections import corrected
 from emo_mlflow.statistics.margins import harmed, mean_interval
 from emo_mlflow.statistics.moments import Floats
 from emo_mlflow.statistics.paired import paired_effects
-from emo_mlflow.steering.decoding import Decoding
 from emo_mlflow.steering.engine import Engine
 from emo_mlflow.steering.packing import Row
+from emo_mlflow.steering.sampling import Decoding
 from emo_mlflow.study.bank import TextBank
 from emo_mlflow.study.damage import damage_table
 from emo_mlflow.study.finished import StudyResult

@@ -20,8 +20,8 @@ from emo_mlflow.models.tokens import text_decoder
 from emo_mlflow.scoring.protocol import Scorers
 from emo_mlflow.settings.sweep import SweepConfig
 from emo_mlflow.settings.templates import form_of
-from emo_mlflow.steering.decoding import Decoding
 from emo_mlflow.steering.engine import Engine
+from emo_mlflow.steering.sampling import Decoding
 from emo_mlflow.sweep.grid import Grid
 from emo_mlflow.sweep.schemas import COMPLETIONS, CONDITIONS, KEYS
 from emo_mlflow.types import Cell, Completion, Tokens

@@ -32,9 +32,10 @@ from emo_mlflow.models.blocks import BlockStack
 from emo_mlflow.models.loading import load
 from emo_mlflow.models.names import resolve
 from emo_mlflow.settings.align import AlignSettings
-from emo_mlflow.steering.decoding import Decoding, PackDecoder
+from emo_mlflow.steering.decoding import PackDecoder
 from emo_mlflow.steering.edits import make_patch
 from emo_mlflow.steering.packing import Row
+from emo_mlflow.steering.sampling import Decoding
 from emo_mlflow.types import Cell, Condition
 
 N_TEXTS, N_WORDS = 40, 300

@@ -18,10 +18,11 @@ from emo_mlflow.models.blocks import BlockStack
 from emo_mlflow.settings.sweep import make_config
 from emo_mlflow.steering.choices import ChoiceMeter, Item
 from emo_mlflow.steering.damage import DamageMeter
-from emo_mlflow.steering.decoding import Decoding, PackDecoder
+from emo_mlflow.steering.decoding import PackDecoder
 from emo_mlflow.steering.edits import Patch
 from emo_mlflow.steering.engine import Engine
 from emo_mlflow.steering.packing import Row
+from emo_mlflow.steering.sampling import Decoding
 from emo_mlflow.sweep.plan import make_plan, prepare
 from emo_mlflow.types import Cell
 

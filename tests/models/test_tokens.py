@@ -26,8 +26,9 @@ from emo_mlflow.models.names import ModelSpec
 from emo_mlflow.models.tokens import encode, text_decoder
 from emo_mlflow.settings.sweep import make_config
 from emo_mlflow.steering.choices import encode_item
-from emo_mlflow.steering.decoding import Decoding, PackDecoder
+from emo_mlflow.steering.decoding import PackDecoder
 from emo_mlflow.steering.packing import Row
+from emo_mlflow.steering.sampling import Decoding
 from emo_mlflow.sweep.plan import make_plan, prepare
 from emo_mlflow.sweep.run import run
 from emo_mlflow.sweep.stages import completion_batch

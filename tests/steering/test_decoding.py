@@ -20,10 +20,11 @@ from tiny_models import FAMILIES, tiny_model
 from emo_mlflow.errors import UserError
 from emo_mlflow.models.blocks import BlockStack
 from emo_mlflow.models.families import find_blocks, find_output_projection
-from emo_mlflow.steering.decoding import Decoding, PackDecoder
+from emo_mlflow.steering.decoding import PackDecoder
 from emo_mlflow.steering.edits import Patch
 from emo_mlflow.steering.engine import Engine
 from emo_mlflow.steering.packing import Row, plan_packs
+from emo_mlflow.steering.sampling import Decoding
 from emo_mlflow.sweep.estimate import passes_per_text
 from emo_mlflow.types import Cell, Condition
 

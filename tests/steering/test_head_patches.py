@@ -14,9 +14,9 @@ from tiny_models import FAMILIES
 
 from emo_mlflow.models.blocks import BlockStack
 from emo_mlflow.models.families import find_blocks, find_output_projection
-from emo_mlflow.steering.decoding import Decoding
 from emo_mlflow.steering.edits import HeadPatch
 from emo_mlflow.steering.packing import Row
+from emo_mlflow.steering.sampling import Decoding
 from emo_mlflow.types import Cell
 
 N_HEADS = 4

@@ -15,9 +15,9 @@ from emo_mlflow.errors import UserError
 from emo_mlflow.scoring.targets import expected_sign
 from emo_mlflow.settings.tables import HEADS, PARAMETERS
 from emo_mlflow.steering import operations
-from emo_mlflow.steering.decoding import Decoding
 from emo_mlflow.steering.edits import RowEdits, make_patch
 from emo_mlflow.steering.operations import HEAD_REPLACEMENTS, STREAM_EDITS
+from emo_mlflow.steering.sampling import Decoding
 from emo_mlflow.types import Condition, HeadOperation, Operation
 
 DOCS = Path(__file__).parents[2] / "docs"

@@ -11,10 +11,11 @@ from reference import reference_logits
 from tiny_models import tiny_model
 
 from emo_mlflow.models.blocks import BlockStack
-from emo_mlflow.steering.decoding import Decoding, PackDecoder
+from emo_mlflow.steering.decoding import PackDecoder
 from emo_mlflow.steering.edits import Patch, make_patch
 from emo_mlflow.steering.operations import STREAM_EDITS
 from emo_mlflow.steering.packing import Row, plan_packs
+from emo_mlflow.steering.sampling import Decoding
 from emo_mlflow.types import Cell, Condition
 
 TIE = 1e-4
