@@ -33,7 +33,7 @@ class States:
     """What one model made of the texts.
 
     Attributes:
-        identity: what vector files say of the model (models.families.identity_of).
+        identity: what vector files say of the model (models.identity.identity).
         means: float32 [n_texts, n_layers, d], of the texts that directions are fitted on.
         norms: float32 [n_layers], typical residual norms.
         fitted, judged: float32 [n_points, n_layers, d]: the points that maps are fitted on, and others that they are judged on.

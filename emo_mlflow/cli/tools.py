@@ -30,7 +30,7 @@ def export_legacy_command(run_id: str, out: Path, tracking_uri: str | None) -> N
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), required=True, help="File to write.")
 @click.option("--format", "form", type=click.Choice(get_args(VectorFormat)), default="gguf", show_default=True, help="What it is for.")
 @click.option("--emotion", default=None, help="Whose direction; may be left out where there is one only.")
-@click.option("--layers", default="all", show_default=True, help="Layers to write, as in a sweep; one is the usual choice.")
+@click.option("--layers", default=None, help="Layers to write, as in a sweep; by default the best one (all of them as safetensors).")
 @click.option("--alpha", type=float, default=1.0, show_default=True, help="What the vectors are multiplied by.")
 @click.option("--model-type", default=None, help="model_type of the model's configuration, where the file does not say.")
 @click.option("--tracking-uri", default=None, help="MLflow tracking store.")
@@ -39,7 +39,7 @@ def export_vectors_command(
     out: Path,
     form: Any,
     emotion: str | None,
-    layers: str,
+    layers: str | None,
     alpha: float,
     model_type: str | None,
     tracking_uri: str | None,
@@ -49,7 +49,7 @@ def export_vectors_command(
     from emo_mlflow.tracking.sweep_run import fetch_directions
 
     file = fetch_directions(directions, tracking_uri)
-    click.echo(export_vectors(ExportSettings(file, out, form, emotion, layers, alpha, model_type)))
+    click.echo(export_vectors(ExportSettings(file, out, form, emotion, layers, alpha, model_type, directions)))
 
 
 @click.command("import-vectors")
@@ -57,11 +57,12 @@ def export_vectors_command(
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), required=True, help="The .safetensors file to write.")
 @click.option("--emotion", default="imported", show_default=True, help="Name of the direction, where the file has none.")
 @click.option("--model", default=None, help="The model that it is for; checked, and needed where the file leaves layers open.")
-def import_vectors_command(source: Path, out: Path, emotion: str, model: str | None) -> None:
+@click.option("--block", type=click.IntRange(0), default=None, help="To whose output its one vector is added, where the file does not say.")
+def import_vectors_command(source: Path, out: Path, emotion: str, model: str | None, block: int | None) -> None:
     """Read another tool's direction into a file that `sweep --directions` takes."""
     from emo_mlflow.interchange.vector_files import ImportSettings, import_vectors
 
-    click.echo(import_vectors(ImportSettings(source, out, emotion, model)))
+    click.echo(import_vectors(ImportSettings(source, out, emotion, model, block)))
 
 
 @click.command("label")

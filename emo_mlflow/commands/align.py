@@ -22,7 +22,7 @@ from emo_mlflow.directions.files import save_directions
 from emo_mlflow.directions.subspaces import check_components
 from emo_mlflow.errors import UserError
 from emo_mlflow.models.blocks import BlockStack
-from emo_mlflow.models.families import identity_of
+from emo_mlflow.models.identity import identity
 from emo_mlflow.models.loading import check, load
 from emo_mlflow.models.names import ModelSpec, resolve
 from emo_mlflow.models.tokens import encode
@@ -98,7 +98,7 @@ def collect(spec: ModelSpec, settings: AlignSettings, prompts: PromptSet, device
     return States(
         name=spec.name,
         fingerprint=loaded.fingerprint,
-        identity=identity_of(loaded.model),
+        identity=identity(loaded),
         means=means,
         norms=norms.mean(axis=0),
         fitted=points(neutral),

@@ -23,7 +23,7 @@ from emo_mlflow.directions.readouts import judge, method_named
 from emo_mlflow.directions.subspaces import Subspaces, check_components, fit_subspaces, stability
 from emo_mlflow.models.blocks import BlockStack
 from emo_mlflow.models.chat import resolved_form
-from emo_mlflow.models.families import identity_of
+from emo_mlflow.models.identity import IDENTITY, identity
 from emo_mlflow.models.loading import LoadedModel, check, load
 from emo_mlflow.models.names import resolve
 from emo_mlflow.models.tokens import encode_fit_texts
@@ -32,6 +32,7 @@ from emo_mlflow.report.vectors import write_vectors_report
 from emo_mlflow.settings.direction_choice import parse_direction
 from emo_mlflow.settings.templates import check_form, form_line
 from emo_mlflow.settings.vectors import VectorSettings
+from emo_mlflow.sweep.layer_scores import dump_scores
 from emo_mlflow.tracking.outcome import Outcome, write_config
 from emo_mlflow.tracking.values import Values
 from emo_mlflow.types import Direction, FloatArray
@@ -89,6 +90,10 @@ def run_vectors(settings: VectorSettings, out: Path) -> Outcome:
         )
     facts = _facts(loaded, prompts, norms.mean(axis=0))
     out.mkdir(parents=True, exist_ok=True)
+    read = tables.readout[tables.readout["method"] == judged]
+    facts["layer_scores"] = dump_scores(
+        {str(emotion): dict(zip(rows["layer"].astype(int), rows["accuracy"], strict=True)) for emotion, rows in read.groupby("emotion")}
+    )
     _save_tensors(out, settings, prompts, directions, subspaces, facts, means)
     for name in ("readout", "subspaces", "norms"):
         write_csv(getattr(tables, name), out / f"{name}.csv")
@@ -121,7 +126,7 @@ def norm_table(directions: dict[str, Direction], residual_norms: FloatArray) -> 
 def _facts(loaded: LoadedModel, prompts: PromptSet, residual_norms: FloatArray) -> dict[str, object]:
     return {
         "model": {"name": loaded.spec.name, "source": loaded.spec.source, "revision": loaded.spec.revision},
-        **identity_of(loaded.model),
+        **identity(loaded),
         "model_fingerprint": loaded.fingerprint,
         "n_layers": loaded.n_layers,
         "d_model": loaded.d_model,
@@ -142,7 +147,7 @@ def _save_tensors(
     facts: dict[str, object],
     means: FloatArray,
 ) -> None:
-    metadata = {name: str(facts[name]) for name in ("fit_hash", "model_fingerprint", "model_type", "blocks", "residual_norms")}
+    metadata = {name: str(facts[name]) for name in ("fit_hash", "model_fingerprint", "residual_norms", "layer_scores", *IDENTITY)}
     metadata |= {"site": settings.site, "direction": settings.direction, "aggregation": settings.aggregation}
     metadata |= {"template": settings.template, "fit_on": str(settings.fit_on)}
     save_directions(out / "directions.safetensors", directions, metadata)

@@ -63,17 +63,31 @@ def read_gguf(path: Path) -> tuple[dict[int, FloatArray], int | None]:
     return blocks, n_layers
 
 
+def block_of(name: str) -> int | None:
+    """The number behind a word for block or layer, or else the only one, or the one that stands last after a dot."""
+    numbers = re.findall(r"\d+", name)
+    found = (
+        re.findall(r"(?:layers?|blocks?|blk|h|l|direction)[._ -]?(\d+)(?!\d)", name, re.IGNORECASE)
+        or (numbers if len(numbers) == 1 else [])
+        or re.findall(r"\.(\d+)$", name)
+    )
+    return int(found[0]) if len(set(found)) == 1 and len(found[0]) <= 4 else None
+
+
 def vectors_by_block(path: Path, tensors: Mapping[str, np.ndarray]) -> dict[int, FloatArray]:
-    """Tensors by the block that their names end in.
+    """Tensors by the block that their names have: `direction.12`, `layers.12.mlp`, `layer_12_vector`.
 
     Raises:
         UserError: if one does not name a block, or is no vector of finite floats, or widths differ.
     """
     found: dict[int, FloatArray] = {}
     for name, values in tensors.items():
-        number = re.search(r"(?:^|\.)(\d{1,4})$", name)
-        if number is None or int(number[1]) in found:
-            raise UserError(f"{path}: tensor {name!r} does not name one block: names such as direction.12 are expected")
+        block = block_of(name)
+        if block is None or block in found:
+            raise UserError(
+                f"{path}: tensor {name!r} does not name one block: names such as direction.12 or layer_12_vector are expected; "
+                "of a file with one vector, --block says it"
+            )
         if (
             values.ndim != 1
             or values.dtype not in (np.float32, np.float16, np.float64)
@@ -82,7 +96,7 @@ def vectors_by_block(path: Path, tensors: Mapping[str, np.ndarray]) -> dict[int,
             raise UserError(
                 f"{path}: {name!r} is not one vector of finite floats but {values.dtype} {list(values.shape)}"
             )
-        found[int(number[1])] = values.astype(np.float32)
+        found[block] = values.astype(np.float32)
     widths = {len(vector) for vector in found.values()}
     if len(widths) != 1:
         raise UserError(

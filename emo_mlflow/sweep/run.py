@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 import torch
 
 from emo_mlflow.common.machine import best_gemm_rate, peak_memory
+from emo_mlflow.models.identity import identity
 from emo_mlflow.prompts.selection import fit_hash
 from emo_mlflow.sweep.plan import Plan
 from emo_mlflow.sweep.results import SweepResult
@@ -97,6 +98,7 @@ def finish(plan: Plan, work: Work, scores: pd.DataFrame, metrics: Mapping[str, f
 def _facts(plan: Plan, device: str) -> dict[str, object]:
     loaded, prompts = plan.loaded, plan.inputs.prompts
     return {
+        **identity(loaded),
         "model": {"name": loaded.spec.name, "source": loaded.spec.source, "revision": loaded.spec.revision},
         "model_fingerprint": loaded.fingerprint,
         "n_layers": loaded.n_layers,

@@ -16,11 +16,13 @@ from typing import Any
 import pandas as pd
 
 from emo_mlflow.errors import UserError
+from emo_mlflow.models.identity import IDENTITY
 from emo_mlflow.report.findings import findings
 from emo_mlflow.report.heads import write_heads_report
 from emo_mlflow.report.sweep import verdicts, write_report
 from emo_mlflow.settings.sweep import SweepConfig
 from emo_mlflow.settings.tables import PARAMETERS
+from emo_mlflow.sweep.layer_scores import dump_scores, layer_scores
 from emo_mlflow.sweep.results import SweepResult, controlled
 from emo_mlflow.sweep.schemas import TABLES
 from emo_mlflow.sweep.swept import SweptHeads
@@ -175,7 +177,9 @@ def write_artifacts(result: SweepResult, folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
     for name, declared in TABLES.items():
         declared.write(getattr(result, name), folder / f"{name}.parquet")
-    metadata = {name: str(result.facts[name]) for name in ("fit_hash", "model_fingerprint", "residual_norms")}
+    kept = ("fit_hash", "model_fingerprint", "residual_norms", *IDENTITY)
+    metadata = {name: str(result.facts[name]) for name in kept if name in result.facts}
+    metadata["layer_scores"] = dump_scores(layer_scores(result.conditions, result.effects, result.facts["direction_accuracy"]))
     result.swept.save(folder, metadata)
     if isinstance(result.swept, SweptHeads):
         write_heads_report(result, result.swept, folder)

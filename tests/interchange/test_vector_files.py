@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import warnings
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from reference import reference_logits
 from safetensors.numpy import save_file
+from safetensors.torch import save_file as save_torch
 from tiny_models import FAMILIES, save_tiny, tiny_model
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
@@ -290,3 +293,62 @@ def test_imported_directions_get_no_path_for_a_name(tmp_path):
     save_file({"layer.0": np.ones(4, np.float32)}, str(tmp_path / "v.safetensors"))
     with pytest.raises(UserError, match="not a name"):
         import_vectors(ImportSettings(tmp_path / "v.safetensors", tmp_path / "o.safetensors", emotion="../x"))
+
+
+@pytest.mark.parametrize("name", ["layer_2_vector", "direction.2", "model.layers.2", "2", "steering_vector_layer2", "h.2.v1", "joy.2"])
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_names_and_types_of_other_tools_are_read(tmp_path: Path, name: str, kind: torch.dtype):
+    """Guards: bfloat16, which NumPy lacks, and names whose block is not their end, as torch.save and other tools write them."""
+    vector = torch.from_numpy(VECTORS[2]).to(kind)
+    save_torch({name: vector[None] if kind is torch.float16 else vector}, str(tmp_path / "v.safetensors"))
+    model = save_tiny(tmp_path / "model", "llama")
+    import_vectors(ImportSettings(tmp_path / "v.safetensors", tmp_path / "d.safetensors", "joy", str(model)))
+    found = load_directions(tmp_path / "d.safetensors")[0]["joy"].vectors
+    np.testing.assert_array_equal(found[2], vector.float().numpy())
+    assert not found[[0, 1, 3]].any()
+
+
+def test_a_vector_without_a_number_needs_its_block(tmp_path: Path):
+    save_torch({"v": torch.from_numpy(VECTORS[0])}, str(tmp_path / "v.safetensors"))
+    model, out = str(save_tiny(tmp_path / "model", "llama")), tmp_path / "d.safetensors"
+    with pytest.raises(UserError, match="--block says it"):
+        import_vectors(ImportSettings(tmp_path / "v.safetensors", out, "joy", model))
+    import_vectors(ImportSettings(tmp_path / "v.safetensors", out, "joy", model, block=3))
+    np.testing.assert_array_equal(load_directions(out)[0]["joy"].vectors[3], VECTORS[0])
+
+
+def test_one_tensor_of_all_layers_is_read(tmp_path: Path):
+    """Guards: rows that are one off where the embeddings are the first, as in `hidden_states`."""
+    model, out = str(save_tiny(tmp_path / "model", "llama")), tmp_path / "d.safetensors"
+    save_torch({"directions": torch.from_numpy(VECTORS).bfloat16()}, str(tmp_path / "v.safetensors"))
+    expected = torch.from_numpy(VECTORS).bfloat16().float().numpy()
+    for name in (None, model):
+        import_vectors(ImportSettings(tmp_path / "v.safetensors", out, "joy", name))
+        np.testing.assert_array_equal(load_directions(out)[0]["joy"].vectors, expected)
+    save_torch({"directions": torch.from_numpy(np.concatenate([9 * VECTORS[:1], VECTORS]))}, str(tmp_path / "v.safetensors"))
+    import_vectors(ImportSettings(tmp_path / "v.safetensors", out, "joy", model))
+    np.testing.assert_array_equal(load_directions(out)[0]["joy"].vectors, VECTORS)
+
+
+def test_the_norm_is_said(tmp_path: Path):
+    """Guards: unit vectors that are swept at alpha 1 beside streams of norm 100, and do nothing."""
+    units = VECTORS / np.linalg.norm(VECTORS, axis=1, keepdims=True)
+    for vectors, said in ((units, r"norm 1\).*--alpha-unit residual"), (5 * units, r"norm 5\).*resid_post$"), (VECTORS, r"norms \d.*resid_post$")):
+        save_file({"v": vectors}, str(tmp_path / "v.safetensors"))
+        assert re.search(said, import_vectors(ImportSettings(tmp_path / "v.safetensors", tmp_path / "d.safetensors", "joy")))
+
+
+def test_one_layer_is_written_by_default_and_the_hint_runs(tmp_path: Path):
+    """Guards: all layers at once, which break the text; a place before block 1, which llama.cpp refuses; a command that lacks its model."""
+    scores = json.dumps({"joy": {"0": 0.9, "1": 0.8, "2": 0.3, "3": 0.5}, "fear": {}})
+    start = {"model_name": "smollm2", "document_start": "<|endoftext|>", "document_start_by": "text"}
+    source = write(tmp_path / "d.safetensors", layer_scores=scores, **start)
+    said = export_vectors(ExportSettings(source, tmp_path / "v.gguf", "gguf", "joy"))
+    assert list(read_gguf(tmp_path / "v.gguf")) == [2] and "(layer 3, the best of joy)" in said
+    assert f"llama-completion -m smollm2.gguf --control-vector {tmp_path / 'v.gguf'} -no-cnv --temp 0 -p '<|endoftext|>" in said
+    export_vectors(ExportSettings(source, tmp_path / "s.pt", "lm-eval", "joy"))
+    assert list(torch.load(tmp_path / "s.pt", weights_only=True)) == ["layers.0"]
+    with pytest.raises(UserError, match="run 7f does not say which layer of 'fear' is best: give --layers, such as --layers 2"):
+        export_vectors(ExportSettings(source, tmp_path / "v.gguf", "gguf", "fear", named="run 7f"))
+    by_itself = write(tmp_path / "e.safetensors", layer_scores=scores, **(start | {"document_start_by": "tokenizer"}))
+    assert "-p 'I told her that'" in export_vectors(ExportSettings(by_itself, tmp_path / "v.gguf", "gguf", "joy"))
