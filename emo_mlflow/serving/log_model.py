@@ -8,7 +8,6 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from importlib.metadata import requires, version
 from pathlib import Path
 
 import mlflow
@@ -19,12 +18,11 @@ from mlflow.models import ModelSignature
 from mlflow.models.model import ModelInfo
 from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
-from packaging.requirements import Requirement
 
-from emo_mlflow import __version__
 from emo_mlflow.errors import UserError, reason_of
 from emo_mlflow.models.names import ModelSpec, resolve
 from emo_mlflow.serving.condition_choice import Choice, Wanted, choose, measured, recommended
+from emo_mlflow.serving.portable import log_portable
 from emo_mlflow.serving.steered_model import ARTIFACT, RECORDED, GenerationDefaults, Settings, save_steered
 from emo_mlflow.tracking.lifecycle import KIND, run_context
 from emo_mlflow.tracking.reading import Sweep, load_sweep
@@ -34,8 +32,6 @@ from emo_mlflow.types import Say
 
 SWEEP = "emo.sweep"
 EXAMPLES = 2
-# What decides a text: MLflow warns when it loads the model beside other versions of these.
-DECISIVE = ("mlflow", "numpy", "safetensors", "tokenizers", "torch", "transformers")
 # MLflow takes other values for these names alone (`mlflow.pyfunc.load_model(..., model_config=)`).
 LOAD_OPTIONS = {"base_model": RECORDED, "device": "auto"}
 
@@ -107,7 +103,10 @@ def settings_of(sweep: Sweep, choice: Choice) -> Settings:
 
 
 def signature_of(settings: Settings) -> ModelSignature:
-    """A column of texts in, texts out; what a call may set, with the sweep's values as defaults."""
+    """A column of texts in, texts out; what a call may set, with the sweep's values as defaults.
+
+    The column is `prompt`, or `text` as in a sweep's prompts.parquet, or the only one of a list, which MLflow calls 0; others are ignored.
+    """
     generation = settings.generation
     params = [
         ParamSpec("alpha", "double", settings.condition.alpha),
@@ -115,24 +114,8 @@ def signature_of(settings: Settings) -> ModelSignature:
         ParamSpec("temperature", "double", generation.temperature),
         ParamSpec("seed", "long", generation.seed),
     ]
-    text = Schema([ColSpec("string")])
-    return ModelSignature(inputs=text, outputs=text, params=ParamSchema(params))
-
-
-def requirement_lines() -> tuple[list[str], list[str]]:
-    """Requirements and constraints: what decides a text is required, everything else that the package needs is held where it is."""
-    needed = [Requirement(line) for line in requires("emo_mlflow") or ()]
-    pins = {
-        r.name: f"{r.name}=={_public(version(r.name))}"
-        for r in needed
-        if r.marker is None or r.marker.evaluate({"extra": ""})
-    }
-    decisive = [pin for name, pin in pins.items() if name in DECISIVE]
-    return [f"emo_mlflow=={__version__}", *decisive], sorted(set(pins.values()) - set(decisive))
-
-
-def _public(found: str) -> str:
-    return found.partition("+")[0]  # a local version such as +cpu is on no public index
+    columns = Schema([ColSpec("string", name, required=False) for name in (0, "prompt", "text")])  # type: ignore[arg-type]
+    return ModelSignature(inputs=columns, outputs=Schema([ColSpec("string")]), params=ParamSchema(params))
 
 
 def _choice(request: LogRequest, client: MlflowClient, tracking_uri: str | None) -> tuple[Sweep, Choice]:
@@ -205,22 +188,18 @@ def _describe(client: MlflowClient, run_id: str, choice: Choice, settings: Setti
 
 
 def _log(folder: Path, settings: Settings, example: list[str], register: str | None) -> ModelInfo:
-    requirements, constraints = requirement_lines()
-    with tempfile.TemporaryDirectory() as temporary:
-        held = Path(temporary) / "constraints.txt"
-        held.write_text("\n".join(constraints) + "\n", encoding="utf-8")
-        return mlflow.pyfunc.log_model(
-            name="steered-" + re.sub(r"[^\w-]", "_", str(settings.condition.emotion)),
-            python_model=str(Path(__file__).with_name("model_code.py")),
-            artifacts={ARTIFACT: str(folder)},
-            signature=signature_of(settings),
-            input_example=example,
-            pip_requirements=[*requirements, f"--constraint {held}"],
-            model_config=LOAD_OPTIONS,
-            registered_model_name=register,
-            metadata={SWEEP: settings.sweep, "emo.condition_id": settings.condition.condition_id},
-            tags={KIND: "steered_model", SWEEP: settings.sweep},
-        )
+    return log_portable(
+        name="steered-" + re.sub(r"[^\w-]", "_", str(settings.condition.emotion)),
+        python_model=Path(__file__).with_name("model_code.py"),
+        artifacts={ARTIFACT: str(folder)},
+        needed=lambda _: True,
+        signature=signature_of(settings),
+        input_example=example,
+        model_config=LOAD_OPTIONS,
+        registered_model_name=register,
+        metadata={SWEEP: settings.sweep, "emo.condition_id": settings.condition.condition_id},
+        tags={KIND: "steered_model", SWEEP: settings.sweep},
+    )
 
 
 def _lines(client: MlflowClient, info: ModelInfo, choice: Choice, request: LogRequest) -> list[str]:

@@ -179,7 +179,7 @@ def write_artifacts(result: SweepResult, folder: Path) -> None:
         declared.write(getattr(result, name), folder / f"{name}.parquet")
     kept = ("fit_hash", "model_fingerprint", "residual_norms", *IDENTITY)
     metadata = {name: str(result.facts[name]) for name in kept if name in result.facts}
-    metadata["layer_scores"] = dump_scores(layer_scores(result.conditions, result.effects, result.facts["direction_accuracy"]))
+    metadata["layer_scores"] = dump_scores(layer_scores(result.conditions, result.effects, result.facts.get("direction_accuracy", {})))
     result.swept.save(folder, metadata)
     if isinstance(result.swept, SweptHeads):
         write_heads_report(result, result.swept, folder)

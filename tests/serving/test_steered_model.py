@@ -138,6 +138,11 @@ def test_served_over_http_it_writes_what_the_sweep_wrote(place, logged, tmp_path
             frame = {"columns": ["prompt"], "data": [[prompt] for prompt in prompts]}
             clean = ask(url, {"dataframe_split": frame, "params": {"alpha": 0}})
             assert clean == (200, {"predictions": list(table["baseline"])})
+            rows = [{"id": i, "prompt": prompt} for i, prompt in enumerate(prompts)]
+            for payload in ({"inputs": {"prompt": prompts}}, {"dataframe_records": rows}, {"instances": prompts}):
+                assert ask(url, payload) == (200, {"predictions": list(table["completion"])})
+            status, answer = ask(url, {"inputs": prompts, "params": {"alhpa": 0}})
+            assert status == 400 and "unknown parameter 'alhpa': there are alpha" in answer["message"]
             status, answer = ask(url, {"inputs": ["a text", ""]})
             assert status == 400 and "prompt 1 is empty" in answer["message"]
         finally:
@@ -165,10 +170,13 @@ def test_what_is_logged(place, logged, active):
     folder = Path(mlflow.artifacts.download_artifacts("models:/angry/1"))
     files = [path for path in folder.rglob("*") if path.is_file() and path.parent.name != "__pycache__"]  # made where the model was loaded
     names = {path.suffix for path in files}
-    assert names <= {".json", ".safetensors", ".py", ".yaml", ".txt", ""} and (folder / "input_example.json").exists()
+    assert names <= {".json", ".jsonl", ".typed", ".safetensors", ".py", ".yaml", ".txt", ""} and (folder / "input_example.json").exists()
     requirements = (folder / "requirements.txt").read_text().split()
-    assert {"emo_mlflow", "torch", "transformers"} <= {line.partition("==")[0] for line in requirements if "==" in line}
-    assert re.search(r"^pandas==[\d.]+$", (folder / "constraints.txt").read_text(), re.MULTILINE)
+    assert {"pandas", "torch", "transformers"} <= {line.partition("==")[0] for line in requirements} and "emo" not in " ".join(requirements)
+    assert all(re.fullmatch(r"[\w.-]+==[\w.]+", line) for line in requirements)
+    assert [column.name for column in info.signature.inputs] == [0, "prompt", "text"]  # 0: what MLflow calls the column of a list
+    for file in ("MLmodel", "requirements.txt", "conda.yaml", "python_env.yaml"):
+        assert str(place) not in (folder / file).read_text() and "/tmp" not in (folder / file).read_text(), file
     run = MlflowClient().get_run(info.run_id)
     assert run.data.tags["mlflow.parentRunId"] == (place / "sweep").read_text() and run.info.status == "FINISHED"
     assert {"diff.fluency.nll", "diff.raw.x"} <= set(run.data.metrics)
@@ -186,14 +194,21 @@ def test_prompts_come_in_any_shape(place, logged, active):
     assert model.predict(pd.Series(prompts, name="text")) == expected
     assert model.predict(pd.DataFrame({"prompt": prompts, "id": "x"}, index=range(4, 0, -1))) == expected
     assert model.predict(pd.DataFrame({"prompt": pd.Series([], dtype=str)})) == []
-    with pytest.raises(MlflowException, match="first column prompt, found id"):
-        model.predict(pd.DataFrame({"id": "x", "prompt": prompts}))
+    assert model.predict(pd.DataFrame({"id": range(4), "prompt": prompts})) == expected
+    assert model.predict({"prompt": prompts}) == model.predict({"prompt": np.array(prompts)}) == expected
+    sweep = load_sweep((place / "sweep").read_text(), store(place))
+    assert model.predict(sweep.prompts) == expected, "prompts.parquet of the sweep itself"
+    with pytest.raises(MlflowException, match="a column called prompt or text"):
+        model.predict(pd.DataFrame({"id": "x", "question": prompts}))
     for wrong, message in (([""], "prompt 0 is empty"), (["a", "b" * CONTEXT], "prompt 1 has .* context of 128")):
         with pytest.raises(MlflowException, match=message):
             model.predict(wrong)
     for params, message in (({"temperature": -1.0}, "below 0"), ({"max_new_tokens": 0}, "less than 1"), ({"alpha": "x"}, "alpha")):
         with pytest.raises(MlflowException, match=message):
             model.predict(prompts, params=params)
+    with pytest.raises(MlflowException, match="unknown parameter 'alfa': there are alpha, max_new_tokens"):
+        model.predict(prompts, params={"alfa": 1})
+    assert model.predict(prompts, params={"alpha": 8.0}) == expected, "the call after it is another call"
     with pytest.raises(MlflowException, match="unknown parameter 'alfa': there are alpha, max_new_tokens"):
         model.unwrap_python_model().predict(None, pd.DataFrame(prompts), {"alfa": 1})
     assert model.predict(prompts, params={"max_new_tokens": 3}) != expected
