@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, ClassVar
 
@@ -78,8 +79,16 @@ class _HeadScorer(Scorer):
         self._columns()  # what is wrong is found before the evaluation, not once in each of its rows
 
     def __call__(self, *, outputs: Any) -> list[Feedback]:  # type: ignore[override]  # MLflow passes what is named here
-        """The output, a text or what holds one under `content`, `response` or `text` -> a Feedback per label."""
-        row = _batcher(self.scorers).score(_text(outputs))
+        """The output -> a Feedback per label.
+
+        Args:
+            outputs: a text; an answer of a chat or a completion as OpenAI, Anthropic, LangChain or MLflow's agents give it; or messages, of
+                which the last is scored.
+
+        Raises:
+            UserError: if no text is found in it.
+        """
+        row = _batcher(self.scorers).score(text_in(outputs))
         source = AssessmentSource(source_type=AssessmentSourceType.CODE, source_id=f"emo_mlflow/{self.scorers}")
         return [Feedback(name=metric, value=float(row[i]), source=source) for metric, i in self._columns().items()]
 
@@ -117,11 +126,59 @@ class GoEmotions(_HeadScorer):
     name: str = "goemotions"
 
 
-def _text(outputs: Any) -> str:
-    if isinstance(outputs, str):
-        return outputs
-    if isinstance(outputs, dict):
-        for key in ("content", "response", "text", "output"):
-            if isinstance(outputs.get(key), str):
-                return outputs[key]
-    raise UserError(f"expected a text or a dict with content, response, text or output, found {outputs!r:.100}")
+# Where the usual shapes have their text, in the order in which it is looked for.
+_KEYS = (
+    "content", "response", "text", "output_text", "generated_text", "completion", "answer", "result", "parts", "kwargs",
+    "message", "messages", "choices", "candidates", "generations", "output", "outputs", "predictions", "data",
+)  # fmt: skip
+_OTHERS = ("user", "system", "tool", "developer", "human", "function")  # who does not answer
+_UNSAID = ("reasoning", "thinking", "tool_use", "tool_call", "function_call", "tool_result", "function_call_output")
+
+
+def text_in(outputs: Any) -> str:
+    """The text of an answer, in whatever of the usual shapes.
+
+    Raises:
+        UserError: if there is none.
+    """
+    found = _found(outputs)
+    if found is None:
+        raise UserError(
+            f"expected a text, a message, or an answer with one under content, text, response, messages, choices or output, found {outputs!r:.100}"
+        )
+    return found
+
+
+def _found(value: Any, depth: int = 0) -> str | None:
+    if isinstance(value, str) or depth > 8:
+        return value if isinstance(value, str) else None
+    if not isinstance(value, dict | list | tuple):
+        value = _as_dict(value)
+    if isinstance(value, dict):
+        if value.get("type") in _UNSAID:
+            return None
+        return next((text for key in _KEYS if (text := _found(value.get(key), depth + 1)) is not None), None)
+    if isinstance(value, list | tuple):
+        return _in_list(value, depth)
+    return None
+
+
+def _in_list(items: Sequence[Any], depth: int) -> str | None:
+    """The parts of one text, joined; or the last message of who answers."""
+    if items and all(isinstance(item, dict) and "role" not in item and isinstance(item.get("text"), str) for item in items):
+        return "".join(item["text"] for item in items if item.get("type") not in _UNSAID)
+    for item in reversed(items):
+        said = item if isinstance(item, dict) else _as_dict(item)
+        if isinstance(said, dict) and (said.get("role") or said.get("type")) in _OTHERS:
+            continue
+        if (text := _found(item, depth + 1)) is not None:
+            return text
+    return None
+
+
+def _as_dict(value: Any) -> dict[str, Any] | None:
+    """An object of a client's library as what it would be in JSON."""
+    for name in ("model_dump", "to_dict", "dict"):
+        if callable(method := getattr(value, name, None)):
+            return method() if isinstance(method(), dict) else None
+    return vars(value) if hasattr(value, "content") or hasattr(value, "text") else None

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from mlflow.models.evaluation.artifacts import ParquetEvaluationArtifact
-from mlflow.models.evaluation.base import EvaluationResult, ModelEvaluator
+from mlflow.models.evaluation.artifacts import JsonEvaluationArtifact, ParquetEvaluationArtifact
+from mlflow.models.evaluation.base import EvaluationArtifact, EvaluationResult, ModelEvaluator
 from mlflow.tracking import MlflowClient
 
 from emo_mlflow.errors import UserError
@@ -19,7 +19,7 @@ from emo_mlflow.tracking.values import log_values
 from emo_mlflow.types import N_BOOTSTRAP
 
 MODEL_TYPE = "emotion-text"
-TABLE = "emo_text_scores"
+TABLE, RESULTS = "emo_text_scores", "eval_results_table"  # the second is what MLflow's own evaluators call it
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,8 @@ class EmoTextEvaluator(ModelEvaluator):
     ) -> EvaluationResult:
         """Metrics `head.label/mean`, `/low`, `/high` (95%); with a baseline `/diff`, `/diff_low`, `/diff_high`, `/d_z`.
 
-        The artifact `emo_text_scores.parquet` holds the texts and a float32 column per metric.
+        The artifact `emo_text_scores.parquet` holds the texts and a float32 column per metric; `eval_results_table.json` the same for
+        MLflow's table view and for `result.tables`.
 
         Raises:
             UserError: an unknown option, a missing column, or a text that is not a string.
@@ -73,9 +74,9 @@ class EmoTextEvaluator(ModelEvaluator):
         baseline = _column(dataset.features_data, config.baseline) if config.baseline else None
         table, metrics = evaluate_texts(texts, baseline, config)
         client = MlflowClient()
-        artifact = _log_table(client, run_id, table)
+        artifacts = _log_table(client, run_id, table)
         log_values(client, run_id, metrics=[(name, value, 0) for name, value in metrics.items()], model_id=model_id)
-        return EvaluationResult(metrics=metrics, artifacts={TABLE: artifact}, run_id=run_id)
+        return EvaluationResult(metrics=metrics, artifacts=artifacts, run_id=run_id)
 
 
 def parse_config(payload: Mapping[str, Any] | None) -> EmoTextConfig:
@@ -145,10 +146,15 @@ def _column(features: Any, name: str) -> list[str]:
     return list(features[name])
 
 
-def _log_table(client: MlflowClient, run_id: str, table: pd.DataFrame) -> ParquetEvaluationArtifact:
+def _log_table(client: MlflowClient, run_id: str, table: pd.DataFrame) -> dict[str, EvaluationArtifact]:
+    """The rows as parquet, and as the JSON that MLflow reads tables from."""
+    where = client.get_run(run_id).info.artifact_uri
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"{TABLE}.parquet"
         table.to_parquet(path, index=False)
         client.log_artifact(run_id, str(path))
-    uri = f"{client.get_run(run_id).info.artifact_uri}/{TABLE}.parquet"
-    return ParquetEvaluationArtifact(uri=uri, content=table)
+    client.log_table(run_id, table, f"{RESULTS}.json")
+    return {
+        TABLE: ParquetEvaluationArtifact(uri=f"{where}/{TABLE}.parquet", content=table),
+        RESULTS: JsonEvaluationArtifact(uri=f"{where}/{RESULTS}.json", content=table.to_dict(orient="split", index=False)),
+    }

@@ -16,6 +16,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -185,13 +186,14 @@ class RayBackend(AbstractBackend):
         for name, value in (params or {}).items():
             words += ["-P", f"{name}={value}"]
         variables = {"MLFLOW_TRACKING_URI": store, **cluster.runtime_env.get("env_vars", {})}
+        excluded = [*cluster.runtime_env.get("excludes", []), *links_upwards(Path(folder))]
         job = f"emo-{run_id}"
         tracking = MlflowClient(tracking_uri)
         try:
             client.submit_job(
                 entrypoint=shlex.join(words),
                 submission_id=job,
-                runtime_env={"working_dir": folder, **cluster.runtime_env, "env_vars": variables},
+                runtime_env={"working_dir": folder, **cluster.runtime_env, "excludes": excluded, "env_vars": variables},
                 metadata={"mlflow_run_id": run_id},
                 **cluster.resources,
             )
@@ -204,6 +206,12 @@ class RayBackend(AbstractBackend):
         tracking.set_tag(run_id, CLUSTER, cluster.address)
         _log.info("=== Run %s is Ray job %s; follow it: ray job logs --address %s --follow %s ===", run_id, job, cluster.address, job)
         return RaySubmittedRun(client, job, run_id, tracking)
+
+
+def links_upwards(folder: Path) -> list[str]:
+    """What in a project's folder is a link to a folder that it is in itself: who follows it never comes to an end."""
+    place = folder.resolve()
+    return [f"/{path.name}" for path in sorted(folder.iterdir()) if path.is_symlink() and place.is_relative_to(path.resolve())]
 
 
 class RaySubmittedRun(SubmittedRun):

@@ -74,6 +74,9 @@ def test_evaluate_through_the_entry_point(tiny: str) -> None:
     assert list(table["text"]) == ENOUGH
     pd.testing.assert_frame_equal(table[list(expected.columns)], expected)
     pd.testing.assert_frame_equal(result.artifacts["emo_text_scores"].content, table)
+    rows = result.tables["eval_results_table"]
+    assert list(rows["text"]) == ENOUGH and result.artifacts["eval_results_table"].content["columns"] == list(table.columns)
+    np.testing.assert_allclose(rows[list(expected.columns)].to_numpy(float), expected, atol=1e-6)
 
 
 def test_paired_differences_from_a_baseline(tiny: str) -> None:
@@ -92,6 +95,42 @@ def test_paired_differences_from_a_baseline(tiny: str) -> None:
     assert result.metrics["raw.y/diff"] == pytest.approx(1.0)
     assert result.metrics["signs.a/diff_low"] < result.metrics["signs.a/diff"] < result.metrics["signs.a/diff_high"]
     assert {"baseline", "baseline.raw.x"} <= set(result.artifacts["emo_text_scores"].content.columns)
+
+
+class _Message:
+    """An object of a client's library."""
+
+    def __init__(self, content: Any) -> None:
+        self.content = content
+        self.type = "ai"
+
+
+CHAT = {"role": "assistant", "content": "fine"}
+
+
+@pytest.mark.parametrize(
+    "outputs",
+    [
+        "fine", {"content": "fine"}, {"response": "fine"}, {"output": "fine"}, ["fine"], {"predictions": ["fine"]},
+        {"choices": [{"message": CHAT, "finish_reason": "stop"}], "usage": {"total_tokens": 3}}, {"choices": [{"text": "fine"}]},
+        {"messages": [{"role": "user", "content": "how?"}, CHAT]}, [{"role": "user", "content": "how?"}, CHAT, {"role": "tool", "content": "7"}],
+        {"role": "assistant", "content": [{"type": "text", "text": "fi"}, {"type": "text", "text": "ne"}]},
+        {"content": [{"type": "thinking", "text": "hm"}, {"type": "text", "text": "fine"}]},
+        {"output": [{"type": "reasoning", "content": [{"text": "hm"}]}, {"type": "message", "role": "assistant",
+         "content": [{"type": "output_text", "text": "fine"}]}]},
+        {"candidates": [{"content": {"parts": [{"text": "fine"}], "role": "model"}}]}, {"generated_text": "fine"}, [{"generated_text": "fine"}],
+        _Message("fine"), {"messages": [_Message("how?"), _Message("fine")]}, {"message": {"content": "fine"}}, {"answer": "fine", "sources": []},
+    ],
+)  # fmt: skip
+def test_the_text_of_an_answer_is_found(outputs: Any) -> None:
+    """Guards: `{}` for an answer of a chat."""
+    assert genai.text_in(outputs) == "fine"
+
+
+@pytest.mark.parametrize("outputs", [{}, {"id": "x"}, 7, None, [], {"choices": []}, [{"role": "user", "content": "how?"}]])
+def test_an_output_without_a_text_is_an_error(outputs: Any) -> None:
+    with pytest.raises(UserError, match="expected a text, a message, or an answer"):
+        genai.text_in(outputs)
 
 
 def test_other_model_types_are_not_claimed() -> None:
