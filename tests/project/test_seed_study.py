@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import mlflow
+import pytest
 from mlflow.projects._project_spec import load_project
 
 from emo_mlflow.cli.main import main
@@ -52,3 +55,51 @@ def test_no_models_is_a_mistake(tmp_path: Path):
     """Guards: a study of nothing that compares what other runs left in the experiment."""
     code, done = steps(tmp_path, {"models": ""})
     assert code == 2 and not done
+
+
+# Takes down what MLflow asks uv for, and looks whether every file that a requirement names is where it says.
+UV = """
+import os, sys
+from pathlib import Path
+words = sys.argv[1:]
+if words[0] == "venv":
+    folder = Path(next(word for word in words[1:] if word.startswith("/"))) / "bin"
+    folder.mkdir(parents=True)
+    (folder / "activate").write_text("")
+    sys.exit()
+if "-r" in words:
+    for line in Path(words[words.index("-r") + 1]).read_text().splitlines():
+        name = line.partition(" #")[0].strip()
+        if name.startswith("--constraint") and not Path(name.split()[1]).is_file():
+            sys.exit(f"Could not open requirements file: {name.split()[1]}")
+        if name.startswith(".") and not (Path(name) / "setup.cfg").is_file():
+            sys.exit(f"{name} is no project")
+        if name[:1] in ("-", "."):
+            with open(os.environ["UV_LOG"], "a") as log:
+                log.write(name + chr(10))
+"""
+
+
+@pytest.mark.skipif(not (PROJECT.parents[1] / ".git").exists() or shutil.which("git") is None, reason="from a clone, with git")
+@pytest.mark.parametrize("where", ["path", "git"])
+def test_its_environment_is_made_from_where_mlflow_puts_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str):
+    """Guards: `Could not open requirements file: '../../constraints.txt'`, for MLflow installs from a folder of links, elsewhere."""
+    for name, code in (("uv", UV), ("emo-mlflow", "")):
+        (tmp_path / name).write_text(f"#!{sys.executable}\n{code}", encoding="utf-8")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("UV_LOG", str(tmp_path / "log"))
+    monkeypatch.setenv("MLFLOW_ENV_ROOT", str(tmp_path / "environments"))
+    uri = str(PROJECT)
+    if where == "git":
+        subprocess.run(["git", "clone", "-q", str(PROJECT.parents[1]), str(tmp_path / "clone")], check=True)
+        uri = f"file://{tmp_path / 'clone'}#projects/seed_study"
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
+    try:
+        done = mlflow.projects.run(uri, parameters={"models": "smollm2-135m"}, env_manager="uv")
+    finally:
+        mlflow.set_tracking_uri(before)
+    assert done.get_status() == "FINISHED"
+    assert (tmp_path / "log").read_text().splitlines() == ["--constraint repository/constraints.txt", "./repository"]
