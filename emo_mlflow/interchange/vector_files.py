@@ -168,6 +168,7 @@ def import_vectors(settings: ImportSettings) -> str:
     if source.suffix != ".gguf" and "site" in _read_safetensors(source)[1]:
         directions, metadata = load_directions(source)
     else:
+        blocks: Mapping[int, FloatArray]
         blocks, n_layers = read_gguf(source) if source.suffix == ".gguf" else read_block_tensors(source, settings.block)
         metadata = {}
         if settings.model is not None:

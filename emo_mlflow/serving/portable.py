@@ -52,7 +52,7 @@ def log_portable(
         options: for `mlflow.models.Model.log`.
     """
     with tempfile.TemporaryDirectory() as temporary:
-        return Model.log(  # type: ignore[no-untyped-call, no-any-return]
+        return Model.log(
             artifact_path=None,
             name=name,
             flavor=Portable,
