@@ -6,6 +6,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from importlib.metadata import requires, version
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,6 @@ import mlflow
 from mlflow.models import Model
 from mlflow.models.model import ModelInfo
 from packaging.requirements import Requirement
-
-import emo_mlflow.evaluators
 
 # What scoring needs of what this package needs; a test imports it and looks.
 OF_SCORING = (
@@ -77,8 +76,8 @@ def pins() -> dict[str, str]:
 def copy_package(folder: Path) -> Path:
     """Copies this package's code into a folder; returns where."""
     target = folder / "emo_mlflow"
-    shutil.copytree(Path(emo_mlflow.__file__).parent, target, ignore=_LEFT_OUT)
-    shutil.copytree(Path(emo_mlflow.evaluators.__file__).parent, target / "evaluators", ignore=_LEFT_OUT, dirs_exist_ok=True)
+    for package, place in (("emo_mlflow", target), ("emo_mlflow.evaluators", target / "evaluators")):  # of an installation in two folders
+        shutil.copytree(Path(str(files(package))), place, ignore=_LEFT_OUT, dirs_exist_ok=True)
     return target
 
 
