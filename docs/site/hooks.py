@@ -1,26 +1,22 @@
-"""What mkdocs does besides: formulas become MathML, which browsers draw by themselves, and tables come from the code."""
+"""What mkdocs does besides: formulas become MathML, which browsers draw by themselves; wide tables get the room of the table of contents."""
 
 from __future__ import annotations
 
 import html
 import re
-import sys
-from pathlib import Path
 from typing import Any
 
 from latex2mathml.converter import convert
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-from generated import parameter_table
-
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.S)
-TABLE_HERE = re.compile(r"<!-- table of (\w+) -->")
+WITHOUT_CONTENTS = ("parameters.md",)
 
 
-def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Puts tables where a page asks for them."""
-    return TABLE_HERE.sub(lambda found: parameter_table(found[1]), markdown)
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+    """Hides the table of contents beside a table that needs its room."""
+    if page.file.src_uri in WITHOUT_CONTENTS:
+        page.meta["hide"] = ["toc"]
+    return markdown
 
 
 def on_page_content(content: str, **_: Any) -> str:

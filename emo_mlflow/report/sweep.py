@@ -75,9 +75,10 @@ def summary_lines(result: SweepResult) -> list[str]:
     failed = int(result.metrics.get("failed_cells", 0))
     if any(found.randoms for found in strongest):
         chance = "the best of as many random heads" if heads else "a random direction that searches as it did"
-        lines.append(f"random: the largest of its random controls there; p: of as much from {chance}, for one emotion")
+        lines.append("random: the largest change under its random controls there")
+        lines.append(f"p: the chance of as much from {chance}, for one emotion")
     if any(found.breaks_text for found in strongest):
-        lines.append(f"!: breaks text, whose share of broken text is up by more than {100 * RISE:.0f} points")
+        lines.append(f"!: breaks text: the share of broken text is up by more than {100 * RISE:.0f} points")
     return [*lines, *([f"{failed} cells failed; completions.parquet says why"] if failed else []), ""]
 
 

@@ -21,6 +21,7 @@ from emo_mlflow.tracking.sweep_run import SweepRun
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
+WIDTH_OF_CODE = 120
 BYTES_OF_A_PICTURE, BYTES_OF_ALL = 200_000, 3_000_000
 
 
@@ -67,19 +68,39 @@ def test_every_page_is_in_the_navigation():
 
 @pytest.mark.parametrize("entry", ENTRY_POINTS)
 def test_the_tables_of_parameters_have_them_all(entry):
-    """They are generated when the documentation is built; here by the same function."""
+    """Each is a row with an address of its own, so that a link can name it."""
     page = (DOCS / f"{'parameters' if entry == 'main' else entry}.md").read_text(encoding="utf-8")
-    [command] = re.findall(r"<!-- table of (\w+) -->", page)
+    [(command, table)] = re.findall(r"<!-- parameters of (\w+) -->\n\n(.*?)\n\n<!-- end -->", page, flags=re.S)
     assert command == ENTRY_POINTS[entry].command
-    table = generated().parameter_table(command).splitlines()
-    assert [row.split("`")[1] for row in table if row.startswith("| `")] == list(ENTRY_POINTS[entry].parameters)
-    assert all(profile in table[0] for profile in PROFILES) == bool(ENTRY_POINTS[entry].profiles)
+    assert re.findall(r'^\| <a id="(\w+)" href="#\1">`\1`</a> \|', table, flags=re.M) == list(ENTRY_POINTS[entry].parameters)
+    assert all(profile in table.splitlines()[0] for profile in PROFILES) == bool(ENTRY_POINTS[entry].profiles)
 
 
-def test_the_columns_of_artifacts_are_those_that_are_declared():
-    """Guards: a column that is written and not documented, or the other way round."""
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_what_comes_from_the_code_is_as_the_code_has_it(page):
+    """Guards: a parameter, a column, an example or a signature that changed, and whose page did not."""
+    text = page.read_text(encoding="utf-8")
+    assert text == generated().renewed(text), "python docs/site/generated.py"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_pages_are_plain_markdown(page):
+    """A code host shows the pages as they are: what only a site's builder understands stands there as it is written."""
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.S)
+    assert not re.search(r"^(:::|!!!|\?\?\?|===|---$|\s*-*8<-)|<div|\{\s*[.:#]", text, flags=re.M)
+    for line in re.findall(r"^<!-- .* -->$", text, flags=re.M):
+        assert generated().MADE_HERE.search(f"{line}\n<!-- end -->") or line == "<!-- end -->", line
+
+
+@pytest.mark.parametrize("page", [*PAGES, DOCS.parent / "README.md"], ids=lambda path: path.name)
+def test_code_is_not_cut_on_a_page(page):
+    """As many columns are seen on the site in a window of 1400 pixels, and on a code host in a wider one."""
+    for block in re.findall(r"^```\w*\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.S | re.M):
+        assert [line for line in block.splitlines() if len(line) > WIDTH_OF_CODE] == []
+
+
+def test_every_column_of_the_artifacts_is_documented():
     texts = [page.read_text(encoding="utf-8") for page in PAGES]
-    assert all(text == generated().with_columns(text) for text in texts), "python docs/site/generated.py"
     documented = {name for text in texts for name in re.findall(r"<!-- columns of (\w+) -->", text)}
     assert documented == {*generated().DECLARED} - {"fit_prompts"}, "which has the columns of prompts"
 
