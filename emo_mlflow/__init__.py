@@ -16,11 +16,12 @@ _PUBLIC = {
     "load_sweep": "emo_mlflow.tracking.reading",
     "find_sweeps": "emo_mlflow.tracking.reading",
     "compare": "emo_mlflow.commands.compare",
+    "compare_studies": "emo_mlflow.commands.compare",
     "score": "emo_mlflow.scoring.loading",
     "steer": "emo_mlflow.commands.steer",
 }
 
-__all__ = ["Sweep", "UserError", "__version__", "compare", "find_sweeps", "load_sweep", "score", "steer"]
+__all__ = ["Sweep", "UserError", "__version__", "compare", "compare_studies", "find_sweeps", "load_sweep", "score", "steer"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""One comparison from run ids to a finished MLflow run: finds the sweeps, checks first, compares, writes and logs."""
+"""One comparison from run ids to a finished MLflow run: finds the sweeps or studies, checks first, compares, writes and logs."""
 
 from __future__ import annotations
 
@@ -10,15 +10,18 @@ from emo_mlflow.common import progress
 from emo_mlflow.comparison import Comparison, Source, compare_sweeps
 from emo_mlflow.comparison.families import WHOLE, parse_family
 from emo_mlflow.errors import UserError
+from emo_mlflow.report.across_models import across_lines, write_across_models
 from emo_mlflow.report.comparison import check_language, write_comparison
 from emo_mlflow.report.comparison_answer import answer
 from emo_mlflow.report.texts import texts
 from emo_mlflow.settings.compare import CompareSettings
 from emo_mlflow.settings.declared import read
 from emo_mlflow.settings.tables import COMPARE
+from emo_mlflow.study.across_models import AcrossModels, across_models
 from emo_mlflow.sweep.files import check_cells
 from emo_mlflow.tracking.comparison import ComparisonRun
 from emo_mlflow.tracking.reading import Sweep, find_sweeps, load_compared
+from emo_mlflow.tracking.study_reading import load_study, studies_among
 from emo_mlflow.types import N_BOOTSTRAP, Say
 
 
@@ -60,6 +63,9 @@ def run_comparison(settings: CompareSettings, tracking_uri: str | None, log_to: 
             run.experiment_name(settings.from_experiment or log_to), settings.filter, tracking_uri, settings.phase
         )
         say(f"Comparing  {len(ids)} runs")
+        if studies_among(ids, tracking_uri):
+            _over_studies(settings, ids, tracking_uri, run, say)
+            return run.run_id
         comparison = compare(
             ids, family=settings.family, tracking_uri=tracking_uri, n_bootstrap=settings.n_bootstrap, seed=settings.seed
         )
@@ -73,10 +79,37 @@ def run_comparison(settings: CompareSettings, tracking_uri: str | None, log_to: 
     return run.run_id
 
 
+def compare_studies(run_ids: Sequence[str], *, tracking_uri: str | None = None) -> AcrossModels:
+    """What holds in all of several models, from a finished study of each; nothing is logged.
+
+    Returns:
+        the tables `answers`, `rungs` and `together` in `.tables`, what restricts them in `.notes`, numbers for a run in `.metrics`.
+
+    Raises:
+        UserError: for a run that is missing, deleted, unfinished, or no study; for fewer than two studies, two of one model, and studies that
+            did not measure the same.
+    """
+    return across_models([load_study(run_id, tracking_uri) for run_id in run_ids])
+
+
+def _over_studies(settings: CompareSettings, ids: Sequence[str], tracking_uri: str | None, run: ComparisonRun, say: Say) -> None:
+    usual = CompareSettings(**read(COMPARE, {}))
+    for name in ("family", "language", "n_bootstrap", "seed"):
+        if getattr(settings, name) != getattr(usual, name):
+            raise UserError(f"{name}={getattr(settings, name)} is for comparisons of sweeps, and these are studies: leave it out")
+    found = compare_studies(ids, tracking_uri=tracking_uri)
+    with tempfile.TemporaryDirectory() as folder:
+        write_across_models(found, Path(folder))
+        run.log_studies(found, Path(folder))
+    for line in across_lines(found):
+        say(line)
+    say(f"Report     {run.artifact_uri}/report.html")
+
+
 def newest_sweeps(
     experiment: str, filter_string: str | None, tracking_uri: str | None, phase: str = "residual"
 ) -> tuple[str, ...]:
-    """The newest finished sweep of each model in an experiment.
+    """The newest finished sweep, or study, of each model in an experiment.
 
     Raises:
         UserError: if there is none.
@@ -85,7 +118,7 @@ def newest_sweeps(
     newest = found.drop_duplicates("model")
     if not len(newest):
         fits = " that fits the filter" if filter_string else ""
-        what = "sweep over heads" if phase == "head" else "sweep"
+        what = {"residual": "sweep", "head": "sweep over heads", "study": "study"}[phase]
         raise UserError(f"experiment {experiment!r} has no finished {what}{fits}: run one first, or give runs=ID,ID")
     return tuple(newest["run_id"])
 

@@ -16,12 +16,13 @@ WHOLE = "comparison"  # corrections cover all own labels of it, and all other sc
 class CompareSettings:
     """What to compare and how. Without `runs`, the newest finished sweep of each model in an experiment is taken."""
 
-    runs: tuple[str, ...] = parameter(run_ids, "", "Ids of sweeps (and alignments), separated by commas; default: by experiment.", "what")
+    runs: tuple[str, ...] = parameter(run_ids, "", "Ids of sweeps (and alignments), or of studies, with commas; default: by experiment.", "what")
     from_experiment: str | None = parameter(
-        or_nothing(as_it_is), "", "Take the newest finished sweep of each model there; default: --experiment.", "what"
+        or_nothing(as_it_is), "", "Take the newest finished sweep (or study) of each model there; default: --experiment.", "what"
     )
     phase: str = parameter(
-        choice("residual", "head"), "residual", "What to take from the experiment: sweeps of directions (residual), or over heads (head).", "what"
+        choice("residual", "head", "study"), "residual",
+        "What to take from the experiment: sweeps of directions (residual), over heads (head), or studies (study).", "what",
     )
     filter: str | None = parameter(or_nothing(as_it_is), "", "A further MLflow filter on the sweeps to take.", "what")
     family: str = parameter(

@@ -117,7 +117,8 @@ def rung_table(design: Design, bank: Bank, tests: Tests, found: Sequence[Answer]
     """verdicts.parquet: a row per emotion and control, the other emotions' directions among them.
 
     Columns: emotion, metric, verdict, layer, alpha, alpha_unit; control, draws, reached, p, void, broken (share of the control's texts), draw_mean,
-    draw_low, draw_high (the range of the draws' mean changes); effect, low, high, n, p_baseline, p_baseline_holm, harmed, harmed_low, harmed_high.
+    draw_low, draw_high (the range of the draws' mean changes); effect, low, high, n, p_baseline, p_baseline_holm, harmed, harmed_low, harmed_high;
+    p_all (against all controls that count: the largest p), broken_steered and broken_baseline (shares of texts with and without the direction).
     For `other: NAME` there are no draws: p is that of the paired one-sided t test of own minus other.
     """
     rows = []
@@ -147,6 +148,9 @@ def _common(answer: Answer) -> dict[str, object]:
         "harmed": answer.harmed.share,
         "harmed_low": answer.harmed.low,
         "harmed_high": answer.harmed.high,
+        "p_all": answer.p,
+        "broken_steered": answer.broken,
+        "broken_baseline": answer.broken_baseline,
     }
 
 

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag
+from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 
 from emo_mlflow.comparison import Comparison
+from emo_mlflow.comparison.rows import records
+from emo_mlflow.report.across_models import across_note, standing
+from emo_mlflow.study.across_models import AcrossModels
 from emo_mlflow.tracking.lifecycle import experiment_name, run_context
-from emo_mlflow.tracking.values import log_values
+from emo_mlflow.tracking.study import STUDY
+from emo_mlflow.tracking.values import log_values, metric_name
 
 
 @dataclass(frozen=True)
@@ -46,17 +51,31 @@ class ComparisonRun:
         params = {f"compared.{name}": value for name, value in {**settings, "phase": comparison.phase}.items()}
         metrics = [(name, value, 0) for name, value in comparison.metrics.items()]
         log_values(self.client, self.run_id, params=params, metrics=metrics)
-        self.client.set_tag(self.run_id, "emo.sweeps", ",".join(source.run_id for source in comparison.sources))
+        self._link("sweep", [(source.label, source.run_id) for source in comparison.sources])
+
+    def log_studies(self, found: AcrossModels, folder: Path) -> None:
+        """The same of studies; the description is what holds, and each emotion's standing over the models a tag."""
+        self.client.log_artifacts(self.run_id, str(folder))
+        metrics = [(name, value, 0) for name, value in found.metrics.items()]
+        log_values(self.client, self.run_id, params={"compared.phase": STUDY}, metrics=metrics)
+        for row in records(found.tables["together"]):
+            self.client.set_tag(self.run_id, metric_name(f"emo.verdict.{row['emotion']}"), standing(row, len(found.studies)))
+        self.client.set_tag(self.run_id, MLFLOW_RUN_NOTE, across_note(found))
+        self._link(STUDY, [(study.model, study.run_id) for study in found.studies])
+
+    def _link(self, kind: str, compared: Sequence[tuple[str, str]]) -> None:
+        """Tags and inputs from (label, run id) of each sweep or study."""
+        self.client.set_tag(self.run_id, {"sweep": "emo.sweeps", STUDY: "emo.studies"}[kind], ",".join(run_id for _, run_id in compared))
         inputs = [
             DatasetInput(
                 Dataset(
-                    name=source.label[:500],
-                    digest=source.run_id[:32],
+                    name=label[:500],
+                    digest=run_id[:32],
                     source_type="mlflow_run",
-                    source=json.dumps({"run_id": source.run_id, "uri": f"runs:/{source.run_id}"}),
+                    source=json.dumps({"run_id": run_id, "uri": f"runs:/{run_id}"}),
                 ),
-                [InputTag("mlflow.data.context", "sweep")],
+                [InputTag("mlflow.data.context", kind)],
             )
-            for source in comparison.sources
+            for label, run_id in compared
         ]
         self.client.log_inputs(self.run_id, inputs)

@@ -20,7 +20,8 @@ from emo_mlflow.tracking.lifecycle import KIND
 from emo_mlflow.tracking.store import fetch
 from emo_mlflow.types import Direction
 
-PHASES = {"residual": "sweep", "head": "heads"}  # of a study, and the kind of run that each leaves
+PHASES = {"residual": "sweep", "head": "heads", "study": "study"}  # what can be compared, and the kind of run that each leaves
+SWEEPS = (PHASES["residual"], PHASES["head"])
 
 
 class Sweep:
@@ -106,7 +107,7 @@ def load_sweep(run_id: str, tracking_uri: str | None = None) -> Sweep:
     except MlflowException as error:
         raise UserError(f"there is no run {run_id!r} in this store: {reason_of(error)}") from None
     kind = run.data.tags.get(KIND)
-    if kind not in PHASES.values():
+    if kind not in SWEEPS:
         raise UserError(f"run {run_id} ({run.info.run_name}) is no sweep but {kind or 'a run of something else'}")
     if run.info.lifecycle_stage == "deleted":
         raise UserError(
@@ -130,7 +131,7 @@ def find_sweeps(
     """Sweeps, newest first: run_id, model, profile, start_time, status, experiment_id.
 
     Args:
-        phase: `residual` for sweeps of directions, `head` for sweeps over heads.
+        phase: `residual` for sweeps of directions, `head` for sweeps over heads, `study` for studies.
         experiment: name; None for all experiments.
         filter: a further MLflow filter string, such as `params.config.scope = 'window'`.
     """
