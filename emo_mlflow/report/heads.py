@@ -26,7 +26,7 @@ STRONGEST = 12
 
 
 def write_heads_report(result: SweepResult, heads: SweptHeads, folder: Path) -> None:
-    """Writes report.md, examples.json (MLflow's table format) and figures/*.png into `folder`."""
+    """Writes report.md, examples.json (MLflow's table format), examples.html and figures/*.png into `folder`."""
     effects, target = heads.effects, heads.target_layer
     tested, found = tested_heads(result, effects), findings(result)
     examples = example_table(result, found)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import isnan
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -129,7 +130,7 @@ def example_table(result: SweepResult, found: Sequence[Finding]) -> pd.DataFrame
 
 
 def write_report(result: SweepResult, folder: Path) -> None:
-    """Writes figures/*.png, examples.json (MLflow's table format), report.md, and report.html with the figures in it.
+    """Writes figures/*.png, examples.json (MLflow's table format), examples.html, report.md, and report.html with the figures in it.
 
     MLflow's viewer shows no picture that a Markdown file refers to.
     """
@@ -145,23 +146,21 @@ def write_report(result: SweepResult, folder: Path) -> None:
 
 
 def write_examples(examples: pd.DataFrame, folder: Path) -> None:
-    """Writes the table as MLflow's viewer reads it."""
+    """Writes the table as MLflow's viewer reads it, which cuts texts off, and as a page that shows them whole."""
     text = examples.to_json(orient="split", index=False, force_ascii=False)
     (folder / "examples.json").write_text(text, encoding="utf-8")
+    texts = Table(("emotion", "prompt", "baseline", "patched", "score"), [_example(row) for row in examples.to_dict("records")])
+    blocks: list[Block] = [Heading("Texts that changed most, at each emotion's strongest condition", 1), texts]
+    (folder / "examples.html").write_text(to_html(blocks, folder, "en"), encoding="utf-8")
+
+
+def _example(row: Mapping[Any, Any]) -> tuple[str, ...]:
+    return row["emotion"], row["prompt"], row["baseline"], row["patched"], f"{row['score baseline']:.2f} to {row['score patched']:.2f}"
 
 
 def _blocks(result: SweepResult, found: Sequence[Finding], examples: pd.DataFrame) -> list[Block]:
     shown = examples.groupby("emotion", sort=False).head(IN_REPORT).to_dict("records")
-    texts = [
-        (
-            row["emotion"],
-            row["prompt"],
-            row["baseline"],
-            row["patched"],
-            f"{row['score baseline']:.2f} to {row['score patched']:.2f}",
-        )
-        for row in shown
-    ]
+    texts = [_example(row) for row in shown]
     versions = ", ".join(f"{name} {version}" for name, version in result.facts["versions"].items())
     return [
         Heading(f"Sweep of {result.config.model}", 1),
@@ -176,7 +175,7 @@ def _blocks(result: SweepResult, found: Sequence[Finding], examples: pd.DataFram
         *(Picture(f"figures/{name}.png", caption) for name, caption in FIGURES.items()),
         Heading("Texts"),
         Table(("emotion", "prompt", "baseline", "patched", "score"), texts),
-        Paragraph("More in examples.json; all in completions.parquet."),
+        Paragraph("More in examples.html; all in completions.parquet."),
         Heading("Settings"),
         Table(("setting", "value"), list(_settings(result).items())),
         Paragraph(f"Versions: {versions}. config.json holds every setting."),

@@ -64,7 +64,7 @@ def finished(place: Path) -> list[str]:
 def contents(place: Path, run_id: str) -> dict[str, bytes]:
     """The bytes of everything that must be the same."""
     folder = Path(download_artifacts(run_id=run_id, tracking_uri=store(place)))
-    names = [*(f"{name}.parquet" for name in TABLES), "directions.safetensors", "examples.json"]
+    names = [*(f"{name}.parquet" for name in TABLES), "directions.safetensors", "examples.json", "examples.html"]
     assert {"config.json", "report.md", "report.html", "figures", *names} == {path.name for path in folder.iterdir()}
     return {name: (folder / name).read_bytes() for name in names}
 

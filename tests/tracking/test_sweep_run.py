@@ -30,7 +30,7 @@ from emo_mlflow.tracking.sweep_run import SweepRun, fetch_directions
 
 ARTIFACTS = {
     "config.json", "prompts.parquet", "fit_prompts.parquet", "directions.safetensors", "conditions.parquet", "completions.parquet",
-    "scores.parquet", "effects.parquet", "examples.json", "report.md", "report.html", "figures",
+    "scores.parquet", "effects.parquet", "examples.json", "examples.html", "report.md", "report.html", "figures",
 }  # fmt: skip
 
 
