@@ -24,7 +24,7 @@ IN_REPORT = 3
 FIGURES = {
     "layer_by_emotion": "Mean difference from the baseline, by layer. White is no change.",
     "against_random": "Each emotion's strongest condition against random directions of the same norm at the same layer.",
-    "effect_against_fluency": "What an effect costs: to the right, text that the unpatched model finds less likely.",
+    "effect_against_fluency": "What an effect costs: to the right, more broken text.",
 }
 
 
