@@ -20,7 +20,10 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 
 
 def on_page_content(content: str, **_: Any) -> str:
-    """LaTeX to MathML."""
-    return FORMULA.sub(
-        lambda found: convert(html.unescape(found[2]), display="inline" if found[1] == "span" else "block"), content
-    )
+    """LaTeX to MathML; a formula that is wider than its page can be moved."""
+
+    def drawn(found: re.Match[str]) -> str:
+        latex = html.unescape(found[2])
+        return convert(latex) if found[1] == "span" else f'<div class="formula">{convert(latex, display="block")}</div>'
+
+    return FORMULA.sub(drawn, content)
