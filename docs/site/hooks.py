@@ -9,7 +9,7 @@ from typing import Any
 from latex2mathml.converter import convert
 
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.S)
-WITHOUT_CONTENTS = ("parameters.md",)
+WITHOUT_CONTENTS = ("heads.md", "parameters.md")
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
