@@ -14,6 +14,7 @@ from emo_mlflow.comparison.designs import power_analysis, power_requirements
 from emo_mlflow.comparison.dose import dose
 from emo_mlflow.comparison.effects import effect_sizes, specificity
 from emo_mlflow.comparison.families import WHOLE, parse_family, significant
+from emo_mlflow.comparison.interactions import interactions
 from emo_mlflow.comparison.k_selection import k_selection
 from emo_mlflow.comparison.limits import limits
 from emo_mlflow.comparison.recommendations import recommendations
@@ -38,7 +39,7 @@ class Comparison:
         family: columns that divide the tests into families.
         n_bootstrap: resamples that the intervals are from.
         tables: effect_sizes, specificity, selectivity, dose, tradeoff, recommendations, model_contrasts, model_summary,
-            power_analysis, power_requirements, k_selection; each is documented by the function of its name.
+            interactions, power_analysis, power_requirements, k_selection; each is documented by the function of its name.
         sweeps: the scores as arrays, for figures.
     """
 
@@ -118,6 +119,7 @@ def compare_sweeps(
         "recommendations": _told(recommendations(sweeps, costs, columns)),
         "model_contrasts": _told(model_contrasts(sweeps, columns, n_bootstrap, seed)),
         "model_summary": _told(model_summary(sweeps, effects)),
+        "interactions": interactions(sweeps, columns, n_bootstrap, seed),
         "power_analysis": _told(power_analysis(effects, checked)),
         "power_requirements": power_requirements(effects),
         "k_selection": pd.DataFrame() if overlaps is None else k_selection(overlaps),
