@@ -13,3 +13,7 @@ class UserError(ValueError):
 def reason_of(error: BaseException, longest: int = 300) -> str:
     """What an error says, in one line of at most `longest` characters; the name of its type if it says nothing."""
     return " ".join(str(error).split())[:longest] or type(error).__name__
+
+
+class Unscored(UserError):
+    """A scorer that stopped while texts were scored: its server is away or refuses, or its limit is reached. What was done before is kept."""

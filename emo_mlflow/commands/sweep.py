@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from emo_mlflow.common import progress
 from emo_mlflow.common.cache_folder import cache_folder
 from emo_mlflow.common.termination import terminable
-from emo_mlflow.errors import UserError
+from emo_mlflow.errors import Unscored, UserError
 from emo_mlflow.settings.sweep import SweepConfig, SweepSettings, make_config
 from emo_mlflow.settings.templates import form_line
 from emo_mlflow.sweep.resume import (
@@ -124,13 +124,19 @@ def _resume(run_id: str, request: SweepRequest) -> None:
 
 def _plan(settings: SweepSettings, tracking_uri: str | None) -> Plan:
     from emo_mlflow.cluster.connection import check_ray
+    from emo_mlflow.scoring.rubric import SCHEME as JUDGE
     from emo_mlflow.sweep.plan import make_plan, prepare
+    from emo_mlflow.tracking.store import as_active
     from emo_mlflow.tracking.sweep_run import fetch_directions
 
     directions = None if settings.directions == "fit" else fetch_directions(settings.directions, tracking_uri)
     if settings.engine == "ray":
+        if any(name.startswith(JUDGE) for name in settings.scorers):
+            raise UserError("a judge counts its calls in one process: use engine=local with it")
         check_ray(settings.ray_address)
-    return make_plan(prepare(settings, directions))
+    with as_active(tracking_uri):  # for scorers that are logged models
+        inputs = prepare(settings, directions)
+    return make_plan(inputs)
 
 
 def _upload_finished(run_id: str, request: SweepRequest) -> bool:
@@ -180,6 +186,9 @@ def _held_run(config: SweepConfig, run_id: str | None, request: SweepRequest) ->
             yield tracked
         except KeyboardInterrupt:
             request.say(f"Stopped; what was finished is kept. Go on with: emo-mlflow {config.kind} --resume {tracked.run_id}")
+            raise
+        except Unscored:
+            request.say(f"All texts are written and kept, and scores so far. Go on with: emo-mlflow {config.kind} --resume {tracked.run_id}")
             raise
 
 

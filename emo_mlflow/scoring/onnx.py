@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,6 +66,11 @@ class OnnxScorer:
     def fingerprint(self) -> str:
         """Of files, heads and length."""
         return self.card.fingerprint
+
+    @property
+    def costs(self) -> Mapping[str, float]:
+        """None but the time."""
+        return {}
 
     @property
     def agreement(self) -> tuple[Agreement, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Protocol
 
@@ -43,6 +43,11 @@ class Scorer(Protocol):
         """What computes the scores on this machine; they may differ in the last bits between providers."""
         ...
 
+    @property
+    def costs(self) -> Mapping[str, float]:
+        """What scoring has cost beside this machine's time, as metrics of the run; empty for nothing."""
+        ...
+
     def score(self, texts: Sequence[str]) -> FloatArray:
         """Distinct texts -> float32 [texts, metrics], a row per text in their order; a text's row does not depend on the others."""
         ...
@@ -68,6 +73,11 @@ class Scorers:
         self.fingerprints: dict[str, str] = {member.name: member.fingerprint for member in members}
         self.agreement: dict[str, list[dict[str, Any]]] = {member.name: _over_all(member) for member in members}
         self.providers: list[str] = list(dict.fromkeys(name for member in members for name in member.providers))
+
+    @property
+    def costs(self) -> dict[str, float]:
+        """Of all scorers."""
+        return {name: value for member in self.members for name, value in member.costs.items()}
 
     def score(self, texts: Sequence[str] | pd.Series) -> FloatArray:
         """Texts -> float32 [len(texts), len(metrics)], rows in the order of the texts.

@@ -105,8 +105,10 @@ class SweepFields:
     temperature: float = parameter(temperature, "0", "0 is greedy decoding.", "how much", of_child=True, apart=9)
     num_random: int = parameter(integer(0), "0", "Random control directions per condition.", "how much", of_child=True)
     scorers: tuple[str, ...] = parameter(
-        each(as_it_is), "embedded", "embedded, hub, or names and folders of scorers, separated by commas.", "scoring"
+        each(as_it_is), "embedded",
+        "embedded, hub, names and folders of scorers, models:/NAME/VERSION, or judge:URL?model=NAME&rubric=FILE, separated by commas.", "scoring",
     )
+    judge_max_calls: int = parameter(integer(1), "10000", "How often a judge among the scorers is asked, at most.", "scoring", how=True)
     likelihoods: Likelihoods = parameter(
         choice(*get_args(Likelihoods)), "few",
         f"Texts with a likelihood, which says how broken they are: all, none, or all but of random directions past draw {FEW_DRAWS} (few).",

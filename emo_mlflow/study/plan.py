@@ -22,6 +22,7 @@ from emo_mlflow.models.loading import LoadedModel, check, load
 from emo_mlflow.models.names import ModelSpec, resolve
 from emo_mlflow.models.tokens import encode_fit_texts, encode_prompts
 from emo_mlflow.prompts.selection import PromptSet, load_prompts
+from emo_mlflow.scoring import rubric
 from emo_mlflow.scoring.loading import load_scorers
 from emo_mlflow.scoring.protocol import Scorers
 from emo_mlflow.scoring.targets import target_metric
@@ -78,6 +79,8 @@ def prepare_study(settings: StudySettings) -> StudyInputs:
         missing = FEWEST - len(prompts.test)
         raise UserError(f"{prompts.source} has {len(prompts.test)} prompts to continue: a study needs {FEWEST}, so {missing} more")
     check_controls(settings.controls, [prompt.emotion for prompt in prompts.fit], prompts.reference)
+    if any(name.startswith(rubric.SCHEME) for name in settings.scorers):
+        raise UserError("a study needs every text's score, and a judge may give none: judge its texts in a sweep")
     scorers = load_scorers(settings.scorers)
     labels = check_labels(prompts.emotions, {e: target_metric(e, scorers.metrics) for e in prompts.emotions}, scorers.metrics)
     items = load_items(settings.items)

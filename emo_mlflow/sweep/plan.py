@@ -75,7 +75,7 @@ def prepare(settings: SweepSettings, directions_file: Path | None = None) -> Inp
         prompts = emotions_to_continue(prompts, settings.max_samples, settings.seed)
     combinations(settings.combine, emotions)
     check_budgets(settings.alpha_unit, settings.operation)
-    scorers = load_scorers(settings.scorers)
+    scorers = load_scorers(settings.scorers, max_calls=settings.judge_max_calls)
     check(spec, device, getattr(torch, settings.dtype))
     form = resolved_form(spec, settings)
     settings = replace(settings, template=form.template, fit_on=form.fit_on)

@@ -72,6 +72,7 @@ def run(
         "cells_per_second": (len(work) - len(done)) / max(generated - start, 1e-9),
         "gemm_utilisation": flops_done / (rate * max(generated - start, 1e-9)),
         "peak_memory_gib": peak_memory(stack.device) / 2**30,
+        **plan.inputs.scorers.costs,
         "hygiene.max_logit_change": float((probe_logits(plan.loaded, probe) - before).abs().max()),
     }
     return finish(plan, work, scores, metrics, str(plan.stack.device))

@@ -6,10 +6,12 @@ import os
 import re
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
-from mlflow import MlflowClient, get_tracking_uri
+from mlflow import MlflowClient, get_tracking_uri, is_tracking_uri_set, set_tracking_uri
 from mlflow.artifacts import download_artifacts
 
 from emo_mlflow.common.deadline import within
@@ -84,6 +86,20 @@ def shown(uri: str) -> str:
 def active_store(tracking_uri: str | None) -> str:
     """The store asked for, or the one that MLflow has as active."""
     return tracking_uri or str(get_tracking_uri())
+
+
+@contextmanager
+def as_active(uri: str | None) -> Iterator[None]:
+    """Makes the store asked for MLflow's active one for a while, in which `models:/` is looked for too."""
+    if uri is None:
+        yield
+        return
+    before = get_tracking_uri() if is_tracking_uri_set() else None
+    set_tracking_uri(uri)
+    try:
+        yield
+    finally:
+        set_tracking_uri(before)  # type: ignore[arg-type]  # None, which it takes, leaves none set
 
 
 def sqlite_path(uri: str) -> Path | None:

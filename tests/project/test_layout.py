@@ -54,7 +54,9 @@ ORDER = (
 PLUGINS = tuple(f"{EVALUATORS}.{name}" for name in ("plugin", "pyfunc", "served_model", "genai"))
 # Who may import a library: these, and what is inside of them.
 ALLOWED: dict[str, tuple[str, ...]] = {
-    "mlflow": ("emo_mlflow.tracking", "emo_mlflow.serving", "emo_mlflow.cli", "emo_mlflow.cluster.backend", *PLUGINS),
+    "mlflow": (
+        "emo_mlflow.tracking", "emo_mlflow.serving", "emo_mlflow.cli", "emo_mlflow.cluster.backend", "emo_mlflow.scoring.logged_model", *PLUGINS,
+    ),
     "onnxruntime": ("emo_mlflow.scoring", f"{EVALUATORS}.graph"),
     "click": ("emo_mlflow.cli",),
     "ray": ("emo_mlflow.cluster",),

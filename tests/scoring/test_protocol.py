@@ -25,6 +25,7 @@ class Shouting:
     metrics: tuple[str, ...] = ("shouting.marks", "shouting.capitals")
     fingerprint: str = "1" * 16
     agreement: tuple[Agreement, ...] = ()
+    costs: dict[str, float] = field(default_factory=dict)
     providers: tuple[str, ...] = ("Python",)
     seen: list[str] = field(default_factory=list)
 
