@@ -18,9 +18,9 @@ KINDS = {BASELINE: "the baseline", "emotion": "emotions", "random": "random cont
 
 
 def asked_of(sweep: Sweep) -> tuple[Question, ...]:
-    """What readers are asked about a sweep's texts."""
+    """What readers are asked about a sweep's texts. Conditions of several emotions at once ask nothing of their own."""
     emotions = sweep.conditions.loc[sweep.conditions["kind"] == "emotion", "emotion"]
-    return questions(dict.fromkeys(map(str, emotions)))
+    return questions(name for name in dict.fromkeys(map(str, emotions)) if name in sweep.config["emotions"])
 
 
 def write_label_sheet(run_id: str, n: int, seed: int, out: Path | None, tracking_uri: str | None, say: Say) -> None:

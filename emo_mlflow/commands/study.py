@@ -75,12 +75,14 @@ def _study(
     from emo_mlflow.cluster.connection import check_ray
     from emo_mlflow.study.cost import fit_to_budget, plan_lines, seconds_per_text
     from emo_mlflow.study.plan import lay_out, prepare_study
+    from emo_mlflow.tracking.store import as_active
     from emo_mlflow.tracking.study import StudyRun
 
     say(f"Study      {settings.model}: reading what it needs")
     if settings.engine == "ray":
         check_ray(settings.ray_address)
-    inputs = prepare_study(settings)
+    with as_active(tracking_uri):  # for scorers that are logged models
+        inputs = prepare_study(settings)
     settings = inputs.settings
     say(f"Reference  {inputs.prompts.compared_with}")
     if "template" in given:

@@ -105,4 +105,4 @@ def test_mistakes_before_anything_is_generated(place, server):
         result = sweep(place, scorers, *more)
         assert result.exit_code == 2 and message in result.output, (scorers, result.output)
     study = CliRunner().invoke(main, ["study", "--model", str(place / "model"), "--scorers", name, "--tracking-uri", uri(place)])
-    assert study.exit_code == 2
+    assert study.exit_code == 2 and "judge its texts in a sweep" in study.output, study.output

@@ -32,9 +32,16 @@ def place(tmp_path_factory):
     sweep = synthetic_sweep(n_prompts=20, n_layers=3, emotions=("gratitude", "anger"), n_random=2)
     texts = [f"{sign} text {i} {EVIL}" for i, sign in zip(range(len(sweep.completions)), "=- x" * 10_000, strict=False)]
     sweep.completions["completion"] = texts
-    with SweepRun.open(sweep.config, tracking_uri=uri) as run:
-        run.log(sweep)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)  # where a store of its own keeps artifacts
+        with SweepRun.open(sweep.config, tracking_uri=uri) as run:
+            run.log(sweep)
     return folder, uri, run.run_id
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
 
 
 def invoke(*words: str):

@@ -45,8 +45,8 @@ def store(tmp_path_factory):
     """A store with a registered model per shape."""
     folder = tmp_path_factory.mktemp("models")
     uri = f"sqlite:///{folder}/mlflow.db"
-    with as_active(uri):
-        mlflow.set_experiment(experiment_id=MlflowClient().create_experiment("models", f"file://{folder}/artifacts"))
+    with as_active(uri), pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_EXPERIMENT_ID", MlflowClient().create_experiment("models", f"file://{folder}/artifacts"))
         for gives in ("frame", "array", "list", "series", "words", "one", "error", "unnamed"):
             mlflow.pyfunc.log_model(name="m", python_model=Marks(gives), registered_model_name=gives, pip_requirements=[])
         text = pd.DataFrame({"comment": ["a"]})
