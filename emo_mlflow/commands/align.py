@@ -25,7 +25,7 @@ from emo_mlflow.models.blocks import BlockStack
 from emo_mlflow.models.identity import identity
 from emo_mlflow.models.loading import check, load
 from emo_mlflow.models.names import ModelSpec, resolve
-from emo_mlflow.models.tokens import encode
+from emo_mlflow.models.tokens import check_context, encode
 from emo_mlflow.prompts.selection import PromptSet, fit_hash, load_prompts
 from emo_mlflow.report.alignment import write_alignment_report
 from emo_mlflow.settings.align import AlignSettings
@@ -83,7 +83,10 @@ def collect(spec: ModelSpec, settings: AlignSettings, prompts: PromptSet, device
     stack = BlockStack(loaded.model)
 
     def encoded(chosen: Sequence[Prompt]) -> list[Tokens]:
-        return encode(loaded, [prompt.text for prompt in chosen], settings.prepend_bos)
+        texts = [prompt.text for prompt in chosen]
+        tokens = encode(loaded, texts, settings.prepend_bos)
+        check_context(loaded, texts, tokens)
+        return tokens
 
     def points(chosen: Sequence[Prompt]) -> FloatArray:
         if settings.unit == "text":

@@ -10,15 +10,15 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy, deepcopy
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from emo_mlflow.errors import UserError
-from emo_mlflow.models.families import FAMILIES, find_blocks, switch_of_positions
+from emo_mlflow.errors import UserError, reason_of
+from emo_mlflow.models.entry import Entry, take_rows
+from emo_mlflow.models.families import another_family, context_of, find_blocks, switch_of_positions
 from emo_mlflow.models.kv_cache import PackedCache
 from emo_mlflow.models.output_maps import padded_to_align, sliced
 
@@ -31,28 +31,6 @@ def input_edit(module: nn.Module, edit: Callable[[Tensor], Tensor]) -> Iterator[
         yield
     finally:
         handle.remove()
-
-
-@dataclass(frozen=True, eq=False)
-class Entry:
-    """What the model's own forward made of a batch of tokens before its first block.
-
-    Attributes:
-        hidden: [rows, q, d_model], the residual stream before block 0.
-        calls: per block, the positional and keyword arguments besides the residual stream.
-    """
-
-    hidden: Tensor
-    calls: list[tuple[tuple[Any, ...], dict[str, Any]]]
-
-
-def _take_rows(value: Any, rows: slice, n_rows: int) -> Any:
-    """Cuts what has one entry per row; masks and rotary tables of batch size one, and positions [q], are shared."""
-    if isinstance(value, Tensor):
-        return value[rows] if value.ndim >= 2 and value.shape[0] == n_rows else value
-    if isinstance(value, tuple):
-        return tuple(_take_rows(item, rows, n_rows) for item in value)
-    return value
 
 
 def _matrix_elements(module: nn.Module) -> int:
@@ -71,6 +49,17 @@ class BlockStack:
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
+        try:
+            self._take(model)
+        except (UserError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # foreign code that is called in a way that it does not know raises anything
+            raise UserError(
+                f"{type(model).__name__} cannot be steered: its blocks do not run one by one ({type(error).__name__}: {reason_of(error, 150)}); "
+                f"{another_family()}"
+            ) from None
+
+    def _take(self, model: PreTrainedModel) -> None:
         self.model = model
         self.blocks = find_blocks(model)
         self.n_layers = len(self.blocks)
@@ -79,6 +68,7 @@ class BlockStack:
         self.vocabulary: int = model.config.get_text_config().vocab_size
         self.flops = 0.0
         self.switch = switch_of_positions(model)
+        self._context = context_of(model.config.get_text_config())
         self._block_sizes = [_matrix_elements(block) for block in self.blocks]
         self._head_size = _matrix_elements(model.get_output_embeddings())
         self._project = self._faster_head()
@@ -152,8 +142,8 @@ class BlockStack:
         args, kwargs = entry.calls[layer]
         n_rows = entry.hidden.shape[0]
         if hidden.shape[0] != n_rows:
-            args = tuple(_take_rows(value, rows, n_rows) for value in args)
-            kwargs = {name: _take_rows(value, rows, n_rows) for name, value in kwargs.items()}
+            args = tuple(take_rows(value, rows, n_rows) for value in args)
+            kwargs = {name: take_rows(value, rows, n_rows) for name, value in kwargs.items()}
         self.flops += 2.0 * self._block_sizes[layer] * hidden.shape[0] * hidden.shape[1]
         output = self.blocks[layer](hidden, *args, **kwargs)
         return output[0] if isinstance(output, tuple) else output
@@ -178,8 +168,13 @@ class BlockStack:
 
         Args:
             start: tokens of each text that `cache` holds already.
+
+        Raises:
+            UserError: for texts past the model's context, of which some models fail and others say what means nothing.
         """
         rows, length = tokens.shape
+        if start + length > self._context:
+            raise UserError(f"a text has {start + length} tokens, more than the model's context of {self._context}: shorten it")
         cache = PackedCache(rows, length) if cache is None else cache
         cache.start = start
         positions = torch.arange(start, start + length, device=tokens.device).expand(rows, length)
@@ -291,6 +286,6 @@ class BlockStack:
         if not gap <= self._allowed * max(1.0, float(expected.abs().max())):
             raise UserError(
                 f"{type(self.model).__name__} cannot be steered: its blocks, run one by one, give logits that differ by "
-                f"{gap:.3g} from its own; use another family, such as {', '.join(family.name for family in FAMILIES)}"
+                f"{gap:.3g} from its own; {another_family()}"
             )
         return hidden.shape[-1], cache.bytes_per_slot()

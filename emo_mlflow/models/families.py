@@ -45,11 +45,29 @@ FAMILIES = (
 )
 
 
+UNLIMITED = 2**31
+
+
 def _follow(module: nn.Module, path: str) -> Any:
     found: Any = module
     for name in path.split("."):
         found = getattr(found, name, None)
     return found
+
+
+def another_family() -> str:
+    """What to do with a model that cannot be steered."""
+    return f"use a decoder-only model such as {', '.join(family.name for family in FAMILIES)}"
+
+
+def context_of(config: Any) -> int:
+    """The most tokens that a text of a model may have, as its configuration says; `UNLIMITED` where it says nothing, as with ALiBi.
+
+    Args:
+        config: of the text model.
+    """
+    named = (getattr(config, name, None) for name in ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length"))
+    return next((number for number in named if isinstance(number, int) and number > 0), UNLIMITED)
 
 
 def find_blocks(model: nn.Module) -> nn.ModuleList:
@@ -63,7 +81,7 @@ def find_blocks(model: nn.Module) -> nn.ModuleList:
     if len(found) != 1:
         raise UserError(
             f"cannot find the decoder blocks of {type(model).__name__}: looked for {', '.join(paths)}; "
-            f"use a decoder-only model such as {', '.join(family.name for family in FAMILIES)}"
+            f"{another_family()}"
         )
     return found[0]
 

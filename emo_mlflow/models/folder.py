@@ -12,6 +12,8 @@ from emo_mlflow.errors import UserError
 
 DEPTHS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 CONFIG, GENERATION_CONFIG, TOKENIZER_CONFIG = "config.json", "generation_config.json", "tokenizer_config.json"
+ADAPTER = "adapter_config.json"
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "vocab.txt", "tekken.json")
 ATTENTION = ("attn_implementation", "_attn_implementation", "_attn_implementation_internal")
 _NEVER = (
     "trust_remote_code is off, and there is no way to turn it on. Use a model of a type that transformers has itself"
@@ -34,7 +36,22 @@ def read_config(folder: Path, known: Container[str]) -> dict[str, Any]:
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
         raise UserError(f"{folder} is not a model's folder: it needs config.json, safetensors weights and a tokenizer")
     refuse_code(folder, config, known)
+    _refuse_other_weights(folder, config)
     return config
+
+
+def _refuse_other_weights(folder: Path, config: Mapping[str, Any]) -> None:
+    """Refuses weights that are not the plain numbers of the safetensors files in the folder."""
+    if quantised := config.get("quantization_config"):
+        method = quantised.get("quant_method") if isinstance(quantised, dict) else quantised
+        raise UserError(
+            f"{folder}: its weights are quantised ({shown(method)}, says {CONFIG}), and only plain float32, bfloat16 and float16 ones are read: "
+            "give the model that it was made from, or a GGUF file of it"
+        )
+    if "transformers_weights" in config:
+        raise UserError(f"{folder}: {CONFIG} names a weights file of its own (transformers_weights): remove that entry, or save the model again")
+    if (folder / ADAPTER).is_file():
+        raise UserError(f"{folder} holds an adapter ({ADAPTER}) beside its weights: merge it (merge_and_unload of peft), or take it out")
 
 
 def read_generation_config(folder: Path) -> dict[str, Any]:
@@ -80,6 +97,8 @@ def refuse_code(folder: Path, config: Mapping[str, Any], known: Container[str]) 
 
 def why_no_tokenizer(folder: Path, reason: str) -> str:
     """The reason why a tokenizer cannot be loaded; where it is code of its own, that this is never run."""
+    if not any((folder / name).is_file() for name in TOKENIZERS):
+        return f"it has none of {', '.join(TOKENIZERS)}: copy them from the model that it was made from"
     for name in (TOKENIZER_CONFIG, CONFIG):
         try:
             content = json.loads((folder / name).read_text(encoding="utf-8"))

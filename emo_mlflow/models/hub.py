@@ -17,7 +17,7 @@ from huggingface_hub.errors import (
 
 from emo_mlflow.common.deadline import within
 from emo_mlflow.errors import UserError, reason_of
-from emo_mlflow.models.weights import INDEX, SINGLE, count_parameters, read_headers, weight_names
+from emo_mlflow.models.weights import INDEX, SINGLE, chosen_files, count_parameters, read_headers
 
 REQUEST_SECONDS = 4.0
 DEADLINE_SECONDS = 8.0  # name resolution has no time limit of its own
@@ -59,15 +59,15 @@ def hub_folder(repo: str, revision: str | None, weights: bool = True) -> Path:
         UserError: as `check_hub`, and if the download breaks off.
     """
     try:
-        _ask(repo, revision)
+        info = _ask(repo, revision)
     except _OutOfReachError as error:
         return _cached(repo, revision, str(error))
     try:
         folder = _snapshot(repo, revision, SMALL_FILES)
         if not weights:
             return folder
-        index = folder / INDEX
-        names = weight_names(index.read_text(encoding="utf-8") if index.is_file() else None)
+        there = {sibling.rfilename for sibling in info.siblings or ()}
+        names = chosen_files(there, lambda: (folder / INDEX).read_text(encoding="utf-8"))
         return _snapshot(repo, revision, (*SMALL_FILES, *names))
     except UserError:
         raise

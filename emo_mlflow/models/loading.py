@@ -16,6 +16,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from emo_mlflow.common.machine import free_memory
 from emo_mlflow.errors import UserError, reason_of
 from emo_mlflow.models import embedded as embedded_model
+from emo_mlflow.models.families import another_family, context_of
 from emo_mlflow.models.folder import check_depth, read_config, read_generation_config, why_no_tokenizer
 from emo_mlflow.models.hub import check_hub, hub_folder
 from emo_mlflow.models.names import CHOICES, ModelSpec
@@ -39,7 +40,7 @@ class LoadedModel:
     Attributes:
         spec: as asked for; a hub model's revision is the commit that was loaded.
         tokenizer: call it with add_special_tokens=False; the engine itself puts `document_start_id` in front.
-        document_start_id: the token that precedes a document in the model's training texts.
+        document_start_id: the token that precedes a document in the model's training texts; None where the tokenizer has no such token.
         eos_ids: every token that ends a text; also the document-start token, since who writes it begins another text.
         absent_ids: rows of the vocabulary that are no token of the tokenizer, such as those that pad it to a round number.
         fingerprint: identifies the configuration and the weights, equal on every machine (see `weights_digest`).
@@ -49,7 +50,7 @@ class LoadedModel:
     spec: ModelSpec
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    document_start_id: int
+    document_start_id: int | None
     eos_ids: tuple[int, ...]
     absent_ids: tuple[int, ...]
     fingerprint: str
@@ -85,6 +86,8 @@ def load(spec: ModelSpec, device: torch.device, dtype: torch.dtype) -> LoadedMod
     Raises:
         UserError: as `check`; or if the folder holds no causal language model, or weights do not fit its configuration.
     """
+    if spec.source == "hub":
+        read_config(_folder(spec, weights=False), KNOWN)  # what cannot be read is not downloaded
     folder = _folder(spec)
     if spec.source == "hub":
         spec = replace(spec, revision=folder.name)
@@ -92,13 +95,16 @@ def load(spec: ModelSpec, device: torch.device, dtype: torch.dtype) -> LoadedMod
     tensors = read_headers(folder)
     check_depth(folder, config, len(tensors))
     _check_memory(spec, count_parameters(tensors), device, dtype)
-    model = _load_model(folder, device, dtype)
     tokenizer = _load_tokenizer(folder)
+    model = _load_model(folder, device, dtype)
     text_config = model.config.get_text_config()
+    shape = [getattr(text_config, name, None) for name in ("vocab_size", "num_hidden_layers", "hidden_size")]
+    if not all(isinstance(number, int) for number in shape):
+        raise UserError(f"{folder}: {type(model).__name__} does not say how deep and wide it is; {another_family()}")
     start = document_start_id(tokenizer)
-    if max(len(tokenizer), start + 1) > text_config.vocab_size:
+    if start is not None and start >= text_config.vocab_size:
         raise UserError(
-            f"{folder}: its tokenizer has {len(tokenizer)} tokens and its model {text_config.vocab_size}: "
+            f"{folder}: a document starts with token {start} of its tokenizer, and its model has {text_config.vocab_size}: "
             "they do not belong together"
         )
     return LoadedModel(
@@ -111,7 +117,7 @@ def load(spec: ModelSpec, device: torch.device, dtype: torch.dtype) -> LoadedMod
         fingerprint=digest([{k: v for k, v in config.items() if k not in INCIDENTAL}, weights_digest(tensors)]),
         n_layers=text_config.num_hidden_layers,
         d_model=text_config.hidden_size,
-        context=text_config.max_position_embeddings,
+        context=context_of(text_config),
     )
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from transformers import PreTrainedTokenizerBase
 
 from emo_mlflow.common.names import shown
+from emo_mlflow.errors import UserError
 from emo_mlflow.models.chat import REQUEST, chat_tokens, turns
 from emo_mlflow.models.loading import LoadedModel
 from emo_mlflow.settings.templates import Form
@@ -44,11 +45,43 @@ def encode(loaded: LoadedModel, texts: Sequence[str], prepend_bos: bool) -> list
     """Token ids of each text, with the document-start token in front if asked for, unless the text itself begins with it.
 
     Control tokens that are written in a text are read as such, and a warning says so.
+
+    Raises:
+        UserError: for a text with a token that the model does not have, or if there is no document-start token.
     """
+    if prepend_bos and loaded.document_start_id is None:
+        raise UserError(
+            f"{loaded.spec.name}: its tokenizer has no token to start a document with (BOS, <|endoftext|> or EOS): run with prepend_bos=false"
+        )
     start = (loaded.document_start_id,) if prepend_bos else ()
     found = [tuple(loaded.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts]
     _say_control_tokens(loaded.tokenizer, found)
+    for text, ids in zip(texts, found, strict=True):
+        _check_vocabulary(loaded, text, ids)
     return [ids if ids[:1] == start else (*start, *ids) for ids in found]
+
+
+def _check_vocabulary(loaded: LoadedModel, text: str, ids: Tokens) -> None:
+    size = loaded.model.config.get_text_config().vocab_size
+    if past := [i for i in ids if i >= size]:
+        raise UserError(
+            f"the text {text[:40]!r} has the token {loaded.tokenizer.convert_ids_to_tokens(past[0])!r} ({past[0]}), which the tokenizer of "
+            f"{loaded.spec.name} has and the model has not, with a vocabulary of {size}: take it out"
+        )
+
+
+def check_context(loaded: LoadedModel, texts: Sequence[str], tokens: Sequence[Tokens]) -> None:
+    """Refuses texts that are longer than the model's context: past it, it says nothing that means anything.
+
+    Raises:
+        UserError: naming the first one.
+    """
+    for text, ids in zip(texts, tokens, strict=True):
+        if len(ids) > loaded.context:
+            raise UserError(
+                f"the text {text[:40]!r} to fit on has {len(ids)} tokens, more than the model's context of {loaded.context}: "
+                "shorten it or take it out"
+            )
 
 
 def _say_control_tokens(tokenizer: PreTrainedTokenizerBase, found: Sequence[Tokens]) -> None:
@@ -68,7 +101,10 @@ def encode_prompts(loaded: LoadedModel, prompts: Sequence[str], form: Form) -> l
     if form.template == "none":
         return encode(loaded, prompts, form.prepend_bos)
     encode(loaded, prompts, prepend_bos=False)  # which tells of control tokens in them
-    return [chat_tokens(loaded.tokenizer, turns(prompt, form.system)) for prompt in prompts]
+    found = [chat_tokens(loaded.tokenizer, turns(prompt, form.system)) for prompt in prompts]
+    for prompt, ids in zip(prompts, found, strict=True):
+        _check_vocabulary(loaded, prompt, ids)
+    return found
 
 
 def encode_fit_texts(loaded: LoadedModel, texts: Sequence[str], form: Form) -> FitTexts:
@@ -76,9 +112,13 @@ def encode_fit_texts(loaded: LoadedModel, texts: Sequence[str], form: Form) -> F
 
     Under a template the text is the assistant's answer to `REQUEST`, as generation would have written it: its tokens follow the generation
     prompt, and no end of turn follows them.
+
+    Raises:
+        UserError: as `encode` and `check_context`.
     """
     asked = () if form.template == "none" else chat_tokens(loaded.tokenizer, turns(REQUEST, form.system))
     own = encode(loaded, texts, form.prepend_bos and not asked)
     tokens = tuple((*asked, *ids) for ids in own)
+    check_context(loaded, texts, tokens)
     first = {"text": 1, "response": max(1, len(asked))}
     return FitTexts(tokens, tuple(first.get(form.fit_on, len(ids) - 1) for ids in tokens))

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import mmap
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,14 +47,27 @@ def weight_names(index: str | None) -> list[str]:
     return names
 
 
+def chosen_files(there: Container[str], index: Callable[[], str]) -> list[str]:
+    """Names of the files that transformers reads weights from: the single file where there is one, whatever index lies beside it.
+
+    Args:
+        there: names of the files that there are.
+        index: gives the text of the sharding index, if that is one of them.
+
+    Raises:
+        UserError: as `weight_names`.
+    """
+    return weight_names(index() if SINGLE not in there and INDEX in there else None)
+
+
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a model folder.
+    """The safetensors files of a model folder, as transformers chooses them.
 
     Raises:
         UserError: if there are none, or some are missing.
     """
-    index = folder / INDEX
-    names = weight_names(index.read_text(encoding="utf-8") if index.is_file() else None)
+    there = {path.name for path in folder.glob("*") if path.is_file()}
+    names = chosen_files(there, lambda: (folder / INDEX).read_text(encoding="utf-8"))
     if missing := [name for name in names if not (folder / name).is_file()]:
         others = sorted(path.name for path in folder.glob("*") if path.suffix in OTHER_FORMATS)
         found = f" (but {others[0]}, which is not: save it again with safe_serialization=True)" if others else ""

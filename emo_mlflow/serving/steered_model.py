@@ -29,7 +29,7 @@ from emo_mlflow.models.hub import SMALL_FILES, hub_folder
 from emo_mlflow.models.loading import LoadedModel, load
 from emo_mlflow.models.names import ModelSpec, resolve
 from emo_mlflow.models.tokens import encode_prompts, text_decoder
-from emo_mlflow.models.weights import INDEX, weight_files
+from emo_mlflow.models.weights import INDEX, SINGLE, weight_files
 from emo_mlflow.serving.call_options import AS_RECORDED, Options
 from emo_mlflow.settings.templates import Form
 from emo_mlflow.steering.edits import at_dose, make_patch
@@ -189,7 +189,9 @@ def save_steered(
         tensors["basis"] = np.ascontiguousarray(basis)
     save_file(tensors, str(folder / DIRECTION))
     if include_weights:
-        _copy_base(base_folder(settings.model), folder / BASE)
+        (folder / BASE).mkdir()
+        for path in base_files(base_folder(settings.model)):
+            shutil.copyfile(path, folder / BASE / path.name)
 
 
 def base_folder(spec: ModelSpec) -> Path:
@@ -201,13 +203,11 @@ def base_folder(spec: ModelSpec) -> Path:
     return hub_folder(spec.location, spec.revision) if spec.source == "hub" else Path(spec.location)
 
 
-def _copy_base(source: Path, target: Path) -> None:
-    """Configuration, tokenizer and safetensors alone: whatever else lies in the folder stays there."""
-    target.mkdir()
+def base_files(source: Path) -> list[Path]:
+    """Configuration, tokenizer and the safetensors that are loaded, alone: whatever else lies in the folder stays there."""
+    weights = weight_files(source)
     small = {path for pattern in SMALL_FILES for path in source.glob(pattern) if path.name != INDEX}
-    index = [source / INDEX] if (source / INDEX).is_file() else []
-    for path in (*sorted(small), *index, *weight_files(source)):
-        shutil.copyfile(path, target / path.name)
+    return [*sorted(small), *([] if [path.name for path in weights] == [SINGLE] else [source / INDEX]), *weights]
 
 
 def load_steered(folder: Path, base_model: str = RECORDED, device: str = "auto") -> SteeredModel:

@@ -140,14 +140,6 @@ def test_smollm2_starts_documents_with_end_of_text():
     assert tiny_tokenizer("smollm2").bos_token == "<|im_start|>"
 
 
-def test_a_tokenizer_without_any_document_token_is_refused():
-    """Without one, the first text token would become the attention sink that must not be in a mean."""
-    tokenizer = tiny_tokenizer("llama")
-    tokenizer.bos_token = tokenizer.eos_token = "not in the vocabulary"
-    with pytest.raises(UserError, match="no BOS"):
-        document_start_id(SimpleNamespace(get_vocab=lambda: {"a": 0}, bos_token=None, eos_token=None, name_or_path="x"))
-
-
 def test_all_end_tokens_are_found(tmp_path):
     """Chat models list several ends in generation_config.json only; one missed lets texts end early, unsuppressed."""
     folder = save_tiny(tmp_path / "m", "qwen3", n_layers=2, d_model=16)
@@ -263,15 +255,6 @@ def test_weights_of_another_shape_are_refused(gpt2_folder):
     config = json.loads((gpt2_folder / "config.json").read_text())
     (gpt2_folder / "config.json").write_text(json.dumps({**config, "n_embd": 32}))
     with pytest.raises(UserError, match="cannot be loaded"):
-        load(folder_spec(gpt2_folder), CPU, torch.float32)
-
-
-def test_a_tokenizer_of_another_model_is_refused(gpt2_folder):
-    """Token ids past the embedding would be an index error in the middle of the sweep."""
-    tokenizer = tiny_tokenizer("gpt2")
-    tokenizer.add_tokens([f"extra{i}" for i in range(5)])
-    tokenizer.save_pretrained(gpt2_folder)
-    with pytest.raises(UserError, match="do not belong together"):
         load(folder_spec(gpt2_folder), CPU, torch.float32)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import warnings
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,7 @@ def loaded(tmp_path) -> LoadedModel:
 
 
 def with_tokenizer(loaded: LoadedModel, tokenizer: PreTrainedTokenizerFast) -> LoadedModel:
+    loaded.model.config.vocab_size = max(loaded.model.config.vocab_size, len(tokenizer))
     return replace(loaded, tokenizer=tokenizer, document_start_id=tokenizer.bos_token_id)
 
 
@@ -123,7 +124,7 @@ def test_a_sweeps_texts_have_the_space_that_the_model_wrote(tmp_path):
 
 def completion_of(row: dict[str, Any]) -> Completion:
     cell = Cell(row["condition_id"], row["prompt_id"], row["sample"])
-    return Completion(cell, row["completion"], row["n_tokens"], row["nll"], row["nll_sd"], row["distinct_2"], 0)
+    return Completion(cell=cell, **{item.name: row.get(item.name, 0) for item in fields(Completion) if item.name != "cell"})
 
 
 def test_a_choice_has_the_tokens_that_it_has_behind_its_question(loaded):
