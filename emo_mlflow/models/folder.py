@@ -74,6 +74,13 @@ def check_depth(folder: Path, config: Mapping[str, Any], n_tensors: int) -> None
             check_depth(folder, value, n_tensors)
 
 
+def depth_of(config: Mapping[str, Any]) -> int | None:
+    """How many blocks a configuration says, its text model's where it has one; None if it does not say."""
+    text = config.get("text_config")
+    named = [part[key] for part in (text if isinstance(text, dict) else {}, config) for key in DEPTHS if key in part]
+    return next((number for number in named if isinstance(number, int)), None)
+
+
 def refuse_code(folder: Path, config: Mapping[str, Any], known: Container[str]) -> None:
     """Refuses a model that cannot be loaded without code from its folder or from a hub.
 

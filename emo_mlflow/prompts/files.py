@@ -14,6 +14,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from emo_mlflow.common.files import check_there
 from emo_mlflow.common.names import check_name, shown
 from emo_mlflow.errors import UserError, reason_of
 from emo_mlflow.types import Role
@@ -41,8 +42,7 @@ def read_rows(path: Path) -> list[DatasetRow]:
     """
     if path.suffix.lower() not in SUFFIXES:
         raise UserError(f"dataset={str(path)!r} is neither builtin nor a file that ends in {', '.join(SUFFIXES)}")
-    if not path.is_file():
-        raise UserError(f"dataset={str(path)!r} does not exist, or is no file")
+    check_there(path, "dataset")
     records = _records(path)
     if not records:
         raise UserError(f"{path.name} has no rows: give at least two texts of each of two emotions")

@@ -25,6 +25,7 @@ from emo_mlflow.common.machine import pick_device
 from emo_mlflow.errors import UserError
 from emo_mlflow.models.blocks import BlockStack
 from emo_mlflow.models.chat import end_tokens
+from emo_mlflow.models.gguf_files import gguf_folder
 from emo_mlflow.models.hub import SMALL_FILES, hub_folder
 from emo_mlflow.models.loading import LoadedModel, load
 from emo_mlflow.models.names import ModelSpec, resolve
@@ -200,6 +201,8 @@ def base_folder(spec: ModelSpec) -> Path:
         from emo_mlflow.models.embedded import prepare
 
         return prepare()
+    if spec.source == "gguf":
+        return gguf_folder(Path(spec.location))
     return hub_folder(spec.location, spec.revision) if spec.source == "hub" else Path(spec.location)
 
 

@@ -100,7 +100,7 @@ def _facts(plan: Plan, device: str) -> dict[str, object]:
     loaded, prompts = plan.loaded, plan.inputs.prompts
     return {
         **identity(loaded),
-        "model": {"name": loaded.spec.name, "source": loaded.spec.source, "revision": loaded.spec.revision},
+        "model": {"name": loaded.spec.name, "source": loaded.spec.source, "revision": loaded.spec.revision, **loaded.quantised},
         "model_fingerprint": loaded.fingerprint,
         "n_layers": loaded.n_layers,
         "d_model": loaded.d_model,

@@ -68,6 +68,13 @@ def sweep_params(config: SweepConfig) -> dict[str, str]:
     return {f"config.{k}": text for k, v in asdict(config).items() if (text := param_text(v))}
 
 
+def model_params(facts: Mapping[str, Any]) -> dict[str, str]:
+    """What was found of the model and tells runs apart, as params: how its weights were quantised, if they were."""
+    model = facts.get("model")
+    found = model.get("quantisation") if isinstance(model, Mapping) else None
+    return {"model.quantisation": str(found)} if found else {}
+
+
 def plan_children(
     config: SweepConfig, conditions: Iterable[Condition | Mapping[Any, Any]]
 ) -> tuple[tuple[Child, ...], str | None]:
@@ -121,7 +128,7 @@ def sweep_record(result: SweepResult) -> Record:
     facts = [(name, value, 0) for name, value in result.metrics.items()]
     return Record(
         timestamp=milliseconds(),
-        params=sweep_params(result.config),
+        params=sweep_params(result.config) | model_params(result.facts),
         metrics=finite([*facts, *best_metrics(result), *parent_metrics(result.config, effects)]),
         note="\n".join(verdicts(result)),
         children=tuple(map(measured, children)),
