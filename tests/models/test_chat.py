@@ -69,7 +69,7 @@ def test_token_ids_are_the_templates_and_a_document_starts_once(models, kind):
 @pytest.mark.parametrize("kind", TEMPLATES)
 def test_a_text_to_fit_on_is_the_assistants_answer(models, kind):
     """The answer follows the generation prompt, and is what the template writes of it up to the end of turn; the right tokens are measured."""
-    loaded = models[kind]
+    loaded = replace(models[kind], context=1000)
     asked = len(rendered(loaded, "user", REQUEST, answer=True))
     for fit_on in ("response", "text", "last"):
         found = encode_fit_texts(loaded, TEXTS, Form("chat", fit_on=fit_on))

@@ -34,7 +34,7 @@ def phi_3(seed: int = 0) -> Phi3ForCausalLM:
     torch.manual_seed(seed)
     config = Phi3Config(
         vocab_size=283, hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2,
-        max_position_embeddings=128, original_max_position_embeddings=SWITCH, pad_token_id=0,
+        max_position_embeddings=128, original_max_position_embeddings=SWITCH, pad_token_id=0, eos_token_id=2,
         rope_scaling={"type": "longrope", "short_factor": [1.0] * 4, "long_factor": [4.0, 9.0, 20.0, 30.0]},
     )  # fmt: skip
     model = Phi3ForCausalLM(config).eval().requires_grad_(False)

@@ -124,7 +124,7 @@ def test_a_sweeps_texts_have_the_space_that_the_model_wrote(tmp_path):
 
 def completion_of(row: dict[str, Any]) -> Completion:
     cell = Cell(row["condition_id"], row["prompt_id"], row["sample"])
-    return Completion(cell=cell, **{item.name: row.get(item.name, 0) for item in fields(Completion) if item.name != "cell"})
+    return Completion(cell=cell, **{item.name: row.get(item.name, 0) for item in fields(Completion) if item.name not in ("cell", "failure")})
 
 
 def test_a_choice_has_the_tokens_that_it_has_behind_its_question(loaded):
