@@ -13,8 +13,9 @@ import shutil
 import tempfile
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import torch
 from filelock import FileLock
 from gguf import GGUFReader
@@ -27,6 +28,8 @@ from emo_mlflow.errors import UserError, reason_of
 from emo_mlflow.models.gguf_vocabulary import make_tokenizer
 
 FACTS = "gguf.json"
+FACTORS = "rope_freqs.weight"
+LLAMA_3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 WIDEST = 8  # bytes of float32 for a byte of a file of 4 bits a weight
 _log = logging.getLogger(__name__)
 
@@ -107,7 +110,7 @@ def read_model(path: Path, reader: GGUFReader) -> PreTrainedModel:
     missing = [name for name in found["missing_keys"] if not (model.config.tie_word_embeddings and name == "lm_head.weight")]
     if missing:
         raise UserError(f"{path}: {len(missing)} tensors of {type(model).__name__} are not in the file, such as {missing[0]}")
-    read = sum(parameter.numel() for parameter in model.parameters())
+    read = sum(parameter.numel() for parameter in model.parameters()) + _take_rotary_factors(reader, model)
     there = sum(int(tensor.n_elements) for tensor in reader.tensors)
     if read != there:
         odd = [tensor.name for tensor in reader.tensors if tensor.name.startswith("rope")]
@@ -116,7 +119,23 @@ def read_model(path: Path, reader: GGUFReader) -> PreTrainedModel:
             f"{f', without {shown(odd[0])}' if odd else ''}, so this model would be another: give its folder of safetensors"
         )
     model.config.use_cache = True
-    return model  # type: ignore[no-any-return]
+    return cast(PreTrainedModel, model)
+
+
+def _take_rotary_factors(reader: GGUFReader, model: PreTrainedModel) -> int:
+    """Puts Llama 3.1's scaling of rotary frequencies into the configuration, which the file holds as numbers; returns how many it took."""
+    values = next((np.asarray(tensor.data, np.float64).ravel() for tensor in reader.tensors if tensor.name == FACTORS), np.zeros(0))
+    base = getattr(model.config, "rope_theta", None)
+    if not len(values) or base is None:
+        return 0
+    scaling = {**LLAMA_3, "factor": float(values.max())}
+    turns = LLAMA_3["original_max_position_embeddings"] / (2 * np.pi * base ** (np.arange(len(values)) / len(values)))
+    low, high = LLAMA_3["low_freq_factor"], LLAMA_3["high_freq_factor"]
+    kept = np.clip((turns - low) / (high - low), 0, 1)
+    if not np.allclose(values, 1 / ((1 - kept) / scaling["factor"] + kept), rtol=1e-3):
+        return 0
+    model.config.rope_scaling = {"rope_type": "llama3", **scaling}
+    return len(values)
 
 
 def _name_ends(reader: GGUFReader, folder: Path) -> None:

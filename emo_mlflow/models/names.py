@@ -1,4 +1,4 @@
-"""A model's name: a built-in one, an id on the hub, or a local folder."""
+"""A model's name: a built-in one, an id on the hub, a local folder, or a GGUF file."""
 
 from __future__ import annotations
 

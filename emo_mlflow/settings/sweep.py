@@ -50,7 +50,7 @@ class SweepFields:
 
     kind: ClassVar[str] = "sweep"
 
-    model: str = parameter(as_it_is, "smollm2-135m", "Model: a built-in name, a hub id (id@revision), or a local folder.", "what", of_child=True)
+    model: str = parameter(as_it_is, "smollm2-135m", "Model: a built-in name, a hub id (id@revision), a folder or .gguf file.", "what", of_child=True)
     profile: str
     dataset: str = parameter(as_it_is, "builtin", "Prompts: builtin, or a .jsonl, .csv or .parquet file with text, emotion, perhaps role.", "what")
     emotions: Any

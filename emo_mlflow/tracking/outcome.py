@@ -17,7 +17,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_RUN_NAME, MLFLOW_RUN_NOTE
 from emo_mlflow import __version__
 from emo_mlflow.report.blocks import escape
 from emo_mlflow.tracking.lifecycle import run_context
-from emo_mlflow.tracking.values import Values, log_values
+from emo_mlflow.tracking.values import Values, log_values, model_params
 from emo_mlflow.types import Say
 
 VERSIONED = ("torch", "transformers", "numpy", "scipy")
@@ -75,8 +75,9 @@ def run_and_log(
 
 def _log(client: MlflowClient, run_id: str, outcome: Outcome, folder: Path) -> None:
     """Settings as params, figures as metrics whose step is the layer, every file, and the answer as the run's description."""
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))["config"]
-    log_values(client, run_id, params={f"config.{name}": value for name, value in config.items()}, metrics=outcome.metrics)
+    content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    params = {f"config.{name}": value for name, value in content["config"].items()} | model_params(content)
+    log_values(client, run_id, params=params, metrics=outcome.metrics)
     client.log_artifacts(run_id, str(folder))
     client.set_tag(run_id, MLFLOW_RUN_NAME, outcome.name)
     client.set_tag(run_id, MLFLOW_RUN_NOTE, "\n\n".join(escape(line) for line in outcome.lines if line))

@@ -26,7 +26,7 @@ from emo_mlflow.sweep.layer_scores import dump_scores, layer_scores
 from emo_mlflow.sweep.results import SweepResult, controlled
 from emo_mlflow.sweep.schemas import TABLES
 from emo_mlflow.sweep.swept import SweptHeads
-from emo_mlflow.tracking.values import Values, finite, milliseconds, param_text
+from emo_mlflow.tracking.values import Values, finite, milliseconds, model_params, param_text
 from emo_mlflow.types import Condition
 
 CHILD_LIMIT = 200
@@ -66,13 +66,6 @@ class Record:
 def sweep_params(config: SweepConfig) -> dict[str, str]:
     """The parent's params: every setting that has a value, as `config.NAME`."""
     return {f"config.{k}": text for k, v in asdict(config).items() if (text := param_text(v))}
-
-
-def model_params(facts: Mapping[str, Any]) -> dict[str, str]:
-    """What was found of the model and tells runs apart, as params: how its weights were quantised, if they were."""
-    model = facts.get("model")
-    found = model.get("quantisation") if isinstance(model, Mapping) else None
-    return {"model.quantisation": str(found)} if found else {}
 
 
 def plan_children(

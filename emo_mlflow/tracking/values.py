@@ -73,3 +73,10 @@ def log_values(
         send(partial(client.log_batch, run_id, params=texts[i : i + PARAMS_A_BATCH]))
     for i in range(0, len(numbers), METRICS_A_BATCH):
         send(partial(client.log_batch, run_id, metrics=numbers[i : i + METRICS_A_BATCH]))
+
+
+def model_params(facts: Mapping[str, Any]) -> dict[str, str]:
+    """What was found of the model and tells runs apart, as params: how its weights were quantised, if they were."""
+    model = facts.get("model")
+    found = model.get("quantisation") if isinstance(model, Mapping) else None
+    return {"model.quantisation": str(found)} if found else {}

@@ -43,6 +43,18 @@ def test_a_file_is_the_model_that_it_holds(tmp_path):
     assert BlockStack(loaded.model).n_layers == 2
 
 
+def test_llama_3s_rotary_scaling_is_read(tmp_path):
+    """Llama 3.1 and 3.2 hold it as a tensor, which transformers leaves out. Guards: another model past a few thousand tokens, in silence."""
+    scaling = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+    plain = tiny_llama(len(of_pieces().tokens), rope_scaling=scaling)
+    inverse = tiny_llama(len(of_pieces().tokens)).model.rotary_emb.inv_freq
+    factors = (inverse / plain.model.rotary_emb.inv_freq).numpy().astype(np.float32)
+    assert factors.min() == 1 and factors.max() == pytest.approx(8)
+    plain.load_state_dict(write_gguf(tmp_path / "x.gguf", of_pieces(), {"rope_freqs.weight": factors}))
+    tokens = torch.arange(100)[None] % 40 + 260
+    assert torch.allclose(load_file(tmp_path / "x.gguf").model(tokens).logits, plain(tokens).logits, atol=1e-5)
+
+
 def test_a_file_is_converted_once(tmp_path, monkeypatch):
     write_gguf(tmp_path / "one.gguf", of_pieces())
     first = load_file(tmp_path / "one.gguf")

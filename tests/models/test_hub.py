@@ -73,7 +73,7 @@ def test_no_hub_is_said_within_ten_seconds(hub):
     """A hub that accepts connections and never answers (a firewall, a captive portal) must not hang the run."""
     hub.silent.set()
     start = time.monotonic()
-    with pytest.raises(UserError, match=r"choose smollm2-135m .*, a hub id .*, or a local folder"):
+    with pytest.raises(UserError, match=r"choose smollm2-135m .*, a hub id .*, a local folder, or a \.gguf file"):
         check(ModelSpec(REPO, "hub", REPO))
     assert time.monotonic() - start < 10
 

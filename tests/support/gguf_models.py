@@ -51,11 +51,11 @@ def of_bytes(pre: str = "gpt-2") -> Vocabulary:
     return Vocabulary("gpt2", tokens, types, merges=merges, special={"bos": 0, "eos": 0}, more={"pre": pre})
 
 
-def tiny_llama(vocabulary_size: int) -> LlamaForCausalLM:
+def tiny_llama(vocabulary_size: int, rope_scaling: dict[str, Any] | None = None) -> LlamaForCausalLM:
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=vocabulary_size, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-        max_position_embeddings=128, rms_norm_eps=1e-5, rope_theta=10000.0,
+        max_position_embeddings=128, rms_norm_eps=1e-5, rope_theta=10000.0, rope_scaling=rope_scaling,
     )  # fmt: skip
     return LlamaForCausalLM(config).eval().requires_grad_(False)
 
