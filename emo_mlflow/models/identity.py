@@ -11,12 +11,12 @@ IDENTITY = ("model_type", "blocks", "model_name", "document_start", "document_st
 
 
 def identity(loaded: LoadedModel) -> dict[str, str]:
-    """Type, where its blocks are, name, the document-start token as text, and whether its tokenizer writes that by itself."""
+    """Type, where its blocks are, name, the document-start token as text (empty: none), and whether its tokenizer writes that by itself."""
     start = loaded.document_start_id
     by_itself = loaded.tokenizer("a").input_ids[:1] == [start]
     return {
         **identity_of(loaded.model),
         "model_name": Path(loaded.spec.name).name,
-        "document_start": str(loaded.tokenizer.convert_ids_to_tokens(start)),
+        "document_start": "" if start is None else str(loaded.tokenizer.convert_ids_to_tokens(start)),
         "document_start_by": "tokenizer" if by_itself else "text",
     }
