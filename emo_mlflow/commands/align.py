@@ -26,6 +26,7 @@ from emo_mlflow.models.identity import identity
 from emo_mlflow.models.loading import check, load
 from emo_mlflow.models.names import ModelSpec, resolve
 from emo_mlflow.models.tokens import check_context, encode
+from emo_mlflow.prompts.columns import Layout
 from emo_mlflow.prompts.selection import PromptSet, fit_hash, load_prompts
 from emo_mlflow.report.alignment import write_alignment_report
 from emo_mlflow.settings.align import AlignSettings
@@ -43,7 +44,9 @@ def run_align(settings: AlignSettings, out: Path) -> Outcome:
         UserError: for anything that the user can mend, before a model is loaded where it can be known by then.
     """
     device, specs = pick_device(settings.device), [resolve(name) for name in (settings.model_a, settings.model_b)]
-    prompts = load_prompts(settings.dataset, emotions=settings.emotions, max_samples=EVERY, seed=settings.seed)
+    prompts = load_prompts(
+        settings.dataset, emotions=settings.emotions, max_samples=EVERY, seed=settings.seed, layout=Layout.of(settings)
+    )
     settings = replace(settings, emotions=prompts.emotions)
     labels = [prompt.emotion for prompt in prompts.fit]
     for half in halves(labels, settings.seed):

@@ -20,6 +20,7 @@ from emo_mlflow.models.chat import resolved_form
 from emo_mlflow.models.loading import check, load
 from emo_mlflow.models.names import resolve
 from emo_mlflow.models.tokens import encode_fit_texts
+from emo_mlflow.prompts.columns import Layout
 from emo_mlflow.prompts.selection import PromptSet, load_prompts
 from emo_mlflow.serving.side_by_side import SideBySide, Steering
 from emo_mlflow.serving.steered_model import GenerationDefaults, Settings, SteeredModel
@@ -130,7 +131,9 @@ def _fitted(settings: SteerSettings, tracking_uri: str | None) -> SteeredModel:
     check_budgets(settings.alpha_unit, settings.operation)
     device, spec = pick_device(settings.device), resolve(settings.model)
     file = None if settings.directions == "fit" else _fetch(settings.directions, tracking_uri)
-    prompts = load_prompts(settings.dataset, max_samples=1, seed=settings.seed)
+    prompts = load_prompts(
+        settings.dataset, max_samples=1, seed=settings.seed, layout=Layout.of(settings)
+    )
     emotion = _chosen(settings.emotion, tuple(load_directions(file)[0]) if file else prompts.emotions)
     check(spec, device, getattr(torch, settings.dtype))
     form = resolved_form(spec, settings)

@@ -27,6 +27,7 @@ from emo_mlflow.models.identity import IDENTITY, identity
 from emo_mlflow.models.loading import LoadedModel, check, load
 from emo_mlflow.models.names import resolve
 from emo_mlflow.models.tokens import encode_fit_texts
+from emo_mlflow.prompts.columns import Layout
 from emo_mlflow.prompts.selection import PromptSet, fit_hash, load_prompts
 from emo_mlflow.report.vectors import write_vectors_report
 from emo_mlflow.settings.direction_choice import parse_direction
@@ -63,7 +64,9 @@ def run_vectors(settings: VectorSettings, out: Path) -> Outcome:
     """
     check_form(settings)
     device, spec = pick_device(settings.device), resolve(settings.model)
-    prompts = load_prompts(settings.dataset, emotions=settings.emotions, max_samples=1, seed=settings.seed)
+    prompts = load_prompts(
+        settings.dataset, emotions=settings.emotions, max_samples=1, seed=settings.seed, layout=Layout.of(settings)
+    )
     settings = replace(settings, emotions=prompts.emotions)
     labels = [prompt.emotion for prompt in prompts.fit]
     chosen, rank = parse_direction(settings.direction)

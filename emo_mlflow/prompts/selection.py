@@ -11,6 +11,7 @@ from pathlib import Path
 
 from emo_mlflow.common.names import same_name
 from emo_mlflow.errors import UserError
+from emo_mlflow.prompts.columns import PLAIN, Layout
 from emo_mlflow.prompts.files import DatasetRow, builtin_rows, read_rows
 from emo_mlflow.prompts.repeats import RULE, exclaimed, normalised
 from emo_mlflow.types import Prompt, digest
@@ -58,9 +59,9 @@ def fit_hash(prompts: Iterable[Prompt]) -> str:
 
 
 def load_prompts(
-    dataset: str = "builtin", *, emotions: Sequence[str] | None = None, max_samples: int, seed: int = 0
+    dataset: str = "builtin", *, emotions: Sequence[str] | None = None, max_samples: int, seed: int = 0, layout: Layout = PLAIN
 ) -> PromptSet:
-    """The built-in prompts, or those of a JSONL, CSV or parquet file with the columns text, emotion and optionally role.
+    """The built-in prompts, or those of a JSONL, CSV, TSV or parquet file with the columns text, emotion and optionally role.
 
     Texts of an emotion that are the same (`repeats.normalised`) count once: a repeated prompt is no further evidence. One that is
     there both to fit and to test stays for fitting, so that nothing is tested on what was fitted. One that stands under several
@@ -74,13 +75,14 @@ def load_prompts(
         dataset: `builtin`, or a file's path.
         emotions: the emotions to keep, in whatever case; None for all.
         max_samples: test prompts at most, drawn by `seed`; a larger number only adds to them.
+        layout: of a file whose columns are called otherwise, or that is in another encoding.
 
     Raises:
         UserError: if the file cannot be read, lacks something, or does not have what is asked for.
     """
     if max_samples < 1:
         raise UserError(f"max_samples={max_samples} leaves nothing to continue: give at least 1")
-    rows, source = (builtin_rows(), "builtin") if dataset == "builtin" else (read_rows(Path(dataset)), Path(dataset).name)
+    rows, source = (builtin_rows(), "builtin") if dataset == "builtin" else (read_rows(Path(dataset), layout), Path(dataset).name)
     spellings = tuple(dict.fromkeys(emotion for _, emotion, _ in rows if same_name(emotion) == REFERENCE))
     rows = _one_spelling(rows, source)
     prompts, split = _with_roles(distinct := _distinct(rows, source), seed, source)

@@ -19,6 +19,9 @@ class AlignSettings:
     model_a: str = parameter(needed, "", "Model whose directions are carried over: a name, a hub id or a folder.", "what")
     model_b: str = parameter(needed, "", "Model that they are carried to.", "what")
     dataset: str = same_as(SweepSettings, "dataset")
+    text_column: str = same_as(SweepSettings, "text_column")
+    emotion_column: str = same_as(SweepSettings, "emotion_column")
+    encoding: str = same_as(SweepSettings, "encoding")
     emotions: tuple[str, ...] | None = same_as(SweepSettings, "emotions")
     site: Site = same_as(SweepSettings, "site")
     map: MapKind = parameter(

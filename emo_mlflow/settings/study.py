@@ -62,6 +62,9 @@ class StudySettings:
 
     model: str = same_as(SweepSettings, "model")
     dataset: str = same_as(SweepSettings, "dataset")
+    text_column: str = same_as(SweepSettings, "text_column")
+    emotion_column: str = same_as(SweepSettings, "emotion_column")
+    encoding: str = same_as(SweepSettings, "encoding")
     emotions: tuple[str, ...] | None = same_as(SweepSettings, "emotions")
     layers: Mapping[str, int] = parameter(
         layer_by_emotion, "auto",

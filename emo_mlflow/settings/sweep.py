@@ -52,7 +52,10 @@ class SweepFields:
 
     model: str = parameter(as_it_is, "smollm2-135m", "Model: a built-in name, a hub id (id@revision), a folder or .gguf file.", "what", of_child=True)
     profile: str
-    dataset: str = parameter(as_it_is, "builtin", "Prompts: builtin, or a .jsonl, .csv or .parquet file with text, emotion, perhaps role.", "what")
+    dataset: str = parameter(as_it_is, "builtin", "Prompts: builtin, or a .jsonl, .csv, .tsv or .parquet file (text, emotion, perhaps role).", "what")
+    text_column: str = parameter(as_it_is, "", "Name of the data set's column with the texts, where it is not text.", "what", before="")
+    emotion_column: str = parameter(as_it_is, "", "Name of the data set's column with the emotions, where it is not emotion.", "what", before="")
+    encoding: str = parameter(as_it_is, "", "Of the data set's file, such as latin-1; UTF-8 and marked UTF-16 need none.", "what", before="")
     emotions: Any
     layers: Any
     alphas: tuple[float, ...] = parameter(each(number), "1.0", "Strengths, such as 1.0 or -2,-1,0.5.", "how much")

@@ -19,6 +19,9 @@ class VectorSettings:
 
     model: str = same_as(SweepSettings, "model")
     dataset: str = same_as(SweepSettings, "dataset")
+    text_column: str = same_as(SweepSettings, "text_column")
+    emotion_column: str = same_as(SweepSettings, "emotion_column")
+    encoding: str = same_as(SweepSettings, "encoding")
     emotions: tuple[str, ...] | None = same_as(SweepSettings, "emotions")
     site: Site = same_as(SweepSettings, "site")
     direction: str = same_as(SweepSettings, "direction")

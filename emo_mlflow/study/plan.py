@@ -21,6 +21,7 @@ from emo_mlflow.models.chat import resolved_form
 from emo_mlflow.models.loading import LoadedModel, check, load
 from emo_mlflow.models.names import ModelSpec, resolve
 from emo_mlflow.models.tokens import encode_fit_texts, encode_prompts
+from emo_mlflow.prompts.columns import Layout
 from emo_mlflow.prompts.selection import PromptSet, load_prompts
 from emo_mlflow.scoring import rubric
 from emo_mlflow.scoring.loading import load_scorers
@@ -70,7 +71,9 @@ def prepare_study(settings: StudySettings) -> StudyInputs:
         UserError: for anything that the user can mend.
     """
     device, spec = pick_device(settings.device), resolve(settings.model)
-    prompts = load_prompts(settings.dataset, emotions=settings.emotions, max_samples=settings.max_samples, seed=settings.seed)
+    prompts = load_prompts(
+        settings.dataset, emotions=settings.emotions, max_samples=settings.max_samples, seed=settings.seed, layout=Layout.of(settings)
+    )
     for values, what in ((settings.layers, "layers"), (settings.alpha, "alpha")):
         check_emotions(values, prompts.emotions, what)
     if prompts.reference is None:

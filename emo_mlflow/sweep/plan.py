@@ -19,6 +19,7 @@ from emo_mlflow.models.chat import resolved_form
 from emo_mlflow.models.loading import LoadedModel, check, load
 from emo_mlflow.models.names import ModelSpec, resolve
 from emo_mlflow.models.tokens import encode_fit_texts, encode_prompts
+from emo_mlflow.prompts.columns import Layout
 from emo_mlflow.prompts.selection import PromptSet, emotions_to_continue, load_prompts
 from emo_mlflow.scoring.loading import load_scorers
 from emo_mlflow.scoring.protocol import Scorers
@@ -66,7 +67,9 @@ def prepare(settings: SweepSettings, directions_file: Path | None = None) -> Inp
     device = pick_device(settings.device)
     spec = resolve(settings.model)
     named = settings.emotions if directions_file is None else None
-    prompts = load_prompts(settings.dataset, emotions=named, max_samples=settings.max_samples, seed=settings.seed)
+    prompts = load_prompts(
+        settings.dataset, emotions=named, max_samples=settings.max_samples, seed=settings.seed, layout=Layout.of(settings)
+    )
     emotions = prompts.emotions
     if directions_file is not None:
         known = {same_name(name): name for name in load_directions(directions_file)[0]}

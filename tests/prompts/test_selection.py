@@ -294,7 +294,7 @@ def test_bad_files_are_refused_with_the_reason(tmp_path, table, message):
         ("empty.csv", b"", "no rows"),
         ("header.csv", b"text,emotion\n", "no rows"),
         ("fake.parquet", b"not parquet", "cannot be read as parquet"),
-        ("notes.txt", b"hello", "ends in .jsonl, .csv, .parquet"),
+        ("notes.md", b"hello", "ends in .jsonl, .csv, .tsv, .txt, .parquet"),
         ("absent.csv", None, "does not exist"),
     ],
 )
