@@ -36,6 +36,9 @@ from emo_mlflow.types import FloatArray, Prompt, Tokens
 
 EVERY = 10**9  # test prompts: all that there are
 
+# Several letters of Chinese, Japanese, Thai, Lao, Burmese or Khmer in a row, in which several words may be.
+_UNSPACED = re.compile("[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\u0e01-\u0eff\u1000-\u109f\u1780-\u17ff\U00020000-\U0003ffff]{4,}")
+
 
 def run_align(settings: AlignSettings, out: Path) -> Outcome:
     """Aligns two models and writes overlap.parquet, maps and directions tables, the mapped directions, figures and report into `out`.
@@ -118,8 +121,13 @@ def word_positions(tokenizer: PreTrainedTokenizerBase, text: str, prepend_bos: b
     Models of different tokenizers see the same words; what a model knows of a word is at its last token.
 
     Raises:
-        UserError: if the tokenizer does not tell where its tokens are, or one token reaches into the next word.
+        UserError: if the tokenizer does not tell where its tokens are, one token reaches into the next word, or the text's script puts no
+            spaces between words.
     """
+    if together := _UNSPACED.search(text):
+        raise UserError(
+            f"unit=word: {together.group()[:20]!r} is of a script without spaces between words, so they cannot be told apart: use unit=text"
+        )
     if not tokenizer.is_fast:
         raise UserError(f"{name}: its tokenizer does not say which characters a token stands for: use unit=text")
     spans = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
@@ -166,7 +174,8 @@ def _lines(settings: AlignSettings, tables: AlignTables, a: States, b: States) -
     yield ""
     yield f"{settings.map} map from {a.name} to {b.name}, fitted on {len(a.fitted)} {settings.unit}s, judged on {len(a.judged)}"
     if len(a.fitted) < min(a.means.shape[2], b.means.shape[2]):
-        yield f"  fewer {settings.unit}s than dimensions: the map is not determined everywhere; give more neutral texts or unit=word"
+        more = "or unit=word" if settings.unit == "text" else "or longer ones"
+        yield f"  fewer {settings.unit}s than dimensions: the map is not determined everywhere; give more neutral texts {more}"
     yield "Overlap of one-dimensional emotion subspaces over layers of equal relative depth (means):"
     for emotion, rows in matched(tables.overlap[tables.overlap["k"] == 1]).groupby("emotion", sort=False):
         mean = rows.mean(numeric_only=True)

@@ -337,3 +337,11 @@ def test_bad_input_is_refused_before_a_model_is_loaded(tmp_path: Path, change, m
     given = {"model_a": "smollm2-135m", "model_b": "smollm2-135m", "dataset": str(texts), **change}
     with pytest.raises(UserError, match=match):
         run_align(asked(AlignSettings, **given), tmp_path / "out")
+
+
+@pytest.mark.parametrize("text", ["ありがとうございます。", "今日は天気がいい", "ขอบคุณมากครับ", "谢谢你的帮助", "អរគុណច្រើន"])
+def test_words_without_spaces_are_not_one_word(text: str) -> None:
+    """Guards: a whole Japanese text as one word, and the advice to use unit=word of who did."""
+    with pytest.raises(UserError, match="without spaces between words.*use unit=text"):
+        word_positions(tiny_tokenizer("gpt2"), f"{text} a", True, "m")
+    assert word_positions(tiny_tokenizer("gpt2"), "감사합니다 여러분", True, "m"), "Korean has spaces"
