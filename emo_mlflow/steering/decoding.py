@@ -249,10 +249,12 @@ class PackDecoder:
             broken = overflow[i] if 0 <= overflow[i] <= end else None
             found.append((i, tuple(tokens[i][:end]), broken))
         nll = self._likelihoods(found, layout, n)
-        return [
-            Decoded(self.rows[i], kept, self._n_patched(i, len(kept)), *nll.get((self.rows[i].tokens, kept), UNKNOWN), broken)
-            for i, kept, broken in found
-        ]
+        decoded = []
+        for i, kept, broken in found:
+            row = self.rows[i]  # one that did not ask has no likelihood, whichever rows it was packed with
+            values = nll.get((row.tokens, kept), UNKNOWN) if row.with_nll else UNKNOWN
+            decoded.append(Decoded(row, kept, self._n_patched(i, len(kept)), *values, broken))
+        return decoded
 
     def _n_patched(self, i: int, n_tokens: int) -> int:
         """Positions patched in a row's own passes: one pass for each token, and for the end-of-sequence token if there was one."""

@@ -136,7 +136,7 @@ def _remedy(design: Design, seconds: float, budget: Budget) -> str:
         if cost.power >= HALF or n >= len(design.prompts):
             break
     needed = f"{math.ceil(cost.most_work * seconds / 60)}min" if budget.unit == "min" else f"{cost.most}texts"
-    return f"give budget={needed} for {cost.n_prompts} prompts (power {cost.power:.2f}), fewer emotions, or one of controls="
+    return f"give budget={needed} for {cost.n_prompts} prompts (power {cost.power:.2f}), or ask for fewer emotions or controls"
 
 
 def on_prompts(design: Design, n: int) -> Design:

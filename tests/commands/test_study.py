@@ -142,6 +142,7 @@ MISTAKES = [
     (["--alpha", "500"], "does a damage of 500 nats per token"),
     (["--budget", "soon"], "is no budget: give minutes or texts"),
     (["--budget", "60texts"], "is found with a probability"),
+    (["--controls", "isotropic,isotropic"], "names one kind twice"),
     (["--controls", "none"], "is not one of isotropic, covariance, shuffled"),
     (["--max-samples", "3"], "is not a whole number of at least 6"),
     (["--items", "nowhere.jsonl"], "cannot be read"),
@@ -167,6 +168,11 @@ def test_what_a_data_set_lacks_is_said(place):
     few += [row for row in rows if row.get("role") == "test" and row["emotion"] == "neutral"][:4]
     (place / "few.jsonl").write_text("\n".join(map(json.dumps, few)))
     assert "a study needs 6, so 2 more" in study("--dataset", "few.jsonl").output
+    scarce = [row for row in rows if row.get("role") == "test" or row in [r for r in rows if r["emotion"] == row["emotion"]][:7]]
+    (place / "scarce.jsonl").write_text("\n".join(map(json.dumps, scarce)))
+    assert "controls=shuffled needs 20 texts of gratitude and neutral to fit on, and there are 14" in study(
+        "--controls", "shuffled", "--dataset", "scarce.jsonl"
+    ).output
     renamed = [{**row, "emotion": "wistful" if row["emotion"] == "anger" else row["emotion"]} for row in rows]
     (place / "wistful.jsonl").write_text("\n".join(map(json.dumps, renamed)))
     output = study("--dataset", "wistful.jsonl").output

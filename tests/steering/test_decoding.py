@@ -205,6 +205,14 @@ def test_nll_is_that_of_the_unpatched_model(family, scope, schedule, stops, n_st
             assert np.isnan(item.nll) and np.isnan(item.nll_sd)
 
 
+def test_a_row_that_did_not_ask_has_no_likelihood_beside_one_with_its_text():
+    """Guards: a measure of broken text that hangs on what was packed together, so on the batch size or the cluster."""
+    row = random_rows(np.random.default_rng(3), 1, "generated", None, "constant", 5)[0]
+    rows = [row, replace(row, cell=Cell("again", "p", 0), with_nll=False)]
+    asked, other = PackDecoder(stack_of("gpt2"), rows, Decoding(5, 5, 0.0, EOS)).run()
+    assert asked.tokens == other.tokens and np.isfinite(asked.nll) and np.isnan(other.nll)
+
+
 @pytest.mark.parametrize(("scope", "window"), [("window", 2), ("generated", None)])
 def test_the_work_done_is_the_work_estimated(scope, window):
     """The estimate's formula and the engine's own count of its products agree, so that neither drifts from what is done."""
