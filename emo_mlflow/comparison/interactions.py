@@ -34,6 +34,8 @@ def interactions(sweeps: list[Responses], family: tuple[str, ...], n_bootstrap: 
 
 
 def _of_sweep(sweep: Responses, n_bootstrap: int, seed: int) -> pd.DataFrame:
+    if "edits" not in sweep.conditions or sweep.conditions["edits"].isna().all():
+        return pd.DataFrame()  # also of sweeps that were made before there were several
     conditions = {position: condition_of(row) for position, row in enumerate(records(sweep.conditions)) if row["kind"] == "emotion"}
     positions = {_done(condition, condition.every_edit): position for position, condition in conditions.items()}
     tables = []

@@ -127,8 +127,6 @@ def make_study(given: Mapping[str, str | None]) -> StudySettings:
         raise UserError("samples_per_prompt above 1 needs temperature above 0: greedy samples are all the same")
     if settings.alpha_unit == "kl" and min(settings.alpha.values()) <= 0:
         raise UserError(f"alpha={min(settings.alpha.values()):g} with alpha_unit=kl is a damage, and must be above 0")
-    if len(set(settings.controls)) < len(settings.controls):
-        raise UserError(f"controls={','.join(settings.controls)} names one kind twice: name each once")
     if settings.margin <= 0:
         raise UserError(f"margin={settings.margin:g} leaves no loss to rule out: give a number above 0")
     if settings.ray_address != "local" and settings.engine != "ray":

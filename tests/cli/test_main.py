@@ -217,4 +217,4 @@ def test_help_is_by_group_and_shows_choices():
     text = invoke("sweep", "--help").output
     titles = ["What is measured:", "Where it is injected:", "How much:", "Scoring:", "Running:", "Logging:", "Other options:"]
     assert [line for line in text.splitlines() if line in titles] == titles
-    assert "--scope window|generated|all" in text and text.index("--profile") < text.index("Where it is injected:")
+    assert "--site resid_pre|resid_post" in text and text.index("--profile") < text.index("Where it is injected:")

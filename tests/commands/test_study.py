@@ -142,7 +142,6 @@ MISTAKES = [
     (["--alpha", "500"], "does a damage of 500 nats per token"),
     (["--budget", "soon"], "is no budget: give minutes or texts"),
     (["--budget", "60texts"], "is found with a probability"),
-    (["--controls", "isotropic,isotropic"], "names one kind twice"),
     (["--controls", "none"], "is not one of isotropic, covariance, shuffled"),
     (["--max-samples", "3"], "is not a whole number of at least 6"),
     (["--items", "nowhere.jsonl"], "cannot be read"),
