@@ -47,7 +47,7 @@ def _sentence(row: dict[str, Any], own: pd.DataFrame, n_models: int) -> str:
     rate = "over all emotions together" if row["corrected"] else "for this emotion; it is not corrected over the emotions"
     wrong = f"That is wrong in at most 5% of such comparisons, {rate}."
     if row["holds"] == "specific":
-        return f"{row['emotion']}: steers, and specifically so, in all {n_models} models; {span}; largest p {row['p_all']:.3f}. {wrong}"
+        return f"{row['emotion']}: does more than random directions in all {n_models} models; {span}; largest p {row['p_all']:.3f}. {wrong}"
     largest = f"largest p {_p(row['p_baseline_all'])}"
     return f"{row['emotion']}: its label rises against the baseline in all {n_models} models; {span}; {largest}. {wrong} {_counts(own, n_models)}."
 

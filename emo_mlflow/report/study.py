@@ -20,7 +20,8 @@ CONTROLS = {
     "shuffled": "fitted to shuffled labels",
 }
 MEANING = {
-    "specific": "Its own label rises, and more than under every random direction that was tried; that is corrected over the emotions.",
+    "specific": "Its own label does better than under every random direction that was tried, corrected over the emotions; the sentence says "
+    "whether it is shown to rise against the baseline as well.",
     "steers": "Its own label rises against the baseline (corrected over the emotions). That this is more than random directions do is not shown.",
     "not shown": "Neither a rise of its own label nor an advantage over random directions is shown.",
     "untested": "The emotions are tested in a fixed order, and one before it was not shown.",
@@ -33,8 +34,11 @@ def sentence(result: StudyResult, answer: Answer) -> str:
     interval = f"95% interval {effect.low:+.2f} to {effect.high:+.2f}" if np.isfinite(effect.low) else f"no interval: {effect.reason}"
     change = f"{answer.metric} from {answer.baseline:.2f} to {answer.patched:.2f}, {effect.mean:+.2f} ({interval}, {n} prompts)"
     against = f"p = {answer.p:.3f} against {answer.draws} random directions" if answer.draws else "not tested against random directions"
+    beyond = f"{change}; {against} of each kind."
     words = {
-        "specific": f"steers, and specifically so: {change}; {against} of each kind.",
+        "specific": f"steers, and specifically so: {beyond}"
+        if answer.rises
+        else f"does more than random directions of any kind: {beyond} A rise against the baseline is not shown.",
         "steers": f"steers, not shown to be specific: {change}; {against}.",
         "not shown": f"not shown to steer: {change}; {against}.",
         "untested": f"not tested against random directions, because an emotion before it was not shown: {change}.",

@@ -27,7 +27,8 @@ class Answer:
     """One emotion's answer.
 
     Attributes:
-        verdict: `specific`: its label rises more than under every random direction of every control, as the procedure decides over all emotions.
+        verdict: `specific`: its label does better than under every random direction of every control, as the procedure decides over all emotions;
+            `rises` says whether it is shown to rise against the baseline too.
             `steers`: its label rises against the baseline (Holm over emotions, an interval above 0), not shown to be specific. `not shown`: neither.
             `untested`: an earlier emotion of the sequence was not shown.
         effect: mean change of the own label from the baseline, with Student's interval.
@@ -55,6 +56,12 @@ class Answer:
     place: Place
     second: Interval | None = None
     second_harmed: Share | None = None
+
+    @property
+    def rises(self) -> bool:
+        """Whether the label is shown to rise against the baseline, corrected over the emotions."""
+        return rise_is_shown(self.effect, self.p_baseline_holm)
+
 
 
 def answers(design: Design, bank: Bank, tests: Tests) -> tuple[Answer, ...]:
@@ -88,11 +95,16 @@ def answers(design: Design, bank: Bank, tests: Tests) -> tuple[Answer, ...]:
     return tuple(found)
 
 
+def rise_is_shown(effect: Interval, p_baseline: float, level: float = LEVEL) -> bool:
+    """Whether a label is shown to rise against the baseline: the corrected test rejects, and the interval is above 0."""
+    return p_baseline <= level and effect.low > 0
+
+
 def verdict_of(step: Step, effect: Interval, p_baseline: float, level: float = LEVEL) -> Verdict:
     """The verdict that the tests support; a rise whose interval reaches 0 is not called one."""
     if step.decision == "rejected" and effect.mean > 0:
         return "specific"
-    if p_baseline <= level and effect.low > 0:
+    if rise_is_shown(effect, p_baseline, level):
         return "steers"
     return "untested" if step.decision == "untested" else "not shown"
 

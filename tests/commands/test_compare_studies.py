@@ -45,7 +45,7 @@ def test_the_newest_study_of_each_model_and_a_run_that_answers(store):
     result = store.compare("--phase", "study")
     assert result.exit_code == 0, result.output
     lines = result.output.splitlines()
-    assert any(line.startswith("gratitude: steers, and specifically so, in all 2 models") for line in lines)
+    assert any(line.startswith("gratitude: does more than random directions in all 2 models") for line in lines)
     assert any(line.startswith("anger: not shown to hold in all 2 models") for line in lines)
     run = store.client.get_run(lines[-1].rsplit("/", 3)[-3])
     assert run.data.tags["emo.kind"] == "comparison" and set(run.data.tags["emo.studies"].split(",")) == {store.one, store.two}
