@@ -24,7 +24,7 @@ from emo_mlflow.commands.doctor import TESTED_PYTHONS
 
 ROOT = Path(__file__).parents[2]
 NAME = f"emo_mlflow-{__version__}"
-NOT_PUBLISHED = (".ci/", ".gitignore")
+NOT_PUBLISHED = (".ci/", ".github/", ".gitignore", "projects/seed_study/repository")  # the last is a link to all of it
 GENERATED = {"PKG-INFO", "setup.cfg"}
 from_git = pytest.mark.skipif(not (ROOT / ".git").exists(), reason="no git repository: these tests need its history")
 

@@ -11,7 +11,7 @@ from emo_mlflow import load_sweep
 from emo_mlflow.tracking.record import CHILD_PARAMS
 from emo_mlflow.tracking.upload import CONDITION
 
-N_FILES = 14
+N_FILES = 15
 
 
 def check_logged_once(uri: str, run_id: str) -> None:

@@ -134,7 +134,7 @@ def test_a_server_that_stays_away_leaves_a_sweep_to_upload(server, proxy, place,
 
     monkeypatch.setattr(Spool, "append", append_and_cut)
     result = invoke(words(place, proxy.uri))
-    assert result.exit_code == 2 and "Strongest effect" in result.output
+    assert result.exit_code == 2 and "the largest change of any label" in result.output
     run_id = run_id_in(result.output)
     (error,) = [line for line in result.output.splitlines() if line.startswith("Error: ")]
     assert f"emo-mlflow upload {run_id}" in error and "finished and kept on this machine" in error
