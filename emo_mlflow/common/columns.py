@@ -77,8 +77,7 @@ class Declared:
             UserError: if it is no parquet file, lacks a column, has one of the wrong kind, rows without a key, or two rows for one.
         """
         try:
-            # Without partitions: a folder's name is no column. The dtypes are those that pandas wrote, such as nullable integers.
-            table = pq.read_table(path, partitioning=None).to_pandas()
+            table = read_parquet(path)
         except Exception as error:  # of Arrow, or of pandas over the metadata that the file holds for it
             raise UserError(f"{where} cannot be read: {shown(str(error))}") from None
         if not table.columns.is_unique or not all(isinstance(name, str) for name in table.columns):
@@ -93,6 +92,18 @@ class Declared:
             raise UserError(f"{where} has rows without {', '.join(needed)}, or several rows for one")
         absent = {name: pd.Series(None, table.index, PANDAS[self.field(name).type]) for name in self.later if name not in table}
         return table.assign(**absent)
+
+
+def read_parquet(path: Path) -> pd.DataFrame:
+    """A parquet file of which every byte was looked at: Arrow takes text that is no UTF-8, and whoever compares it fails later.
+
+    Raises:
+        Exception: of Arrow, or of pandas over the metadata that the file holds for it.
+    """
+    # Without partitions: a folder's name is no column. The dtypes are those that pandas wrote, such as nullable integers.
+    table = pq.read_table(path, partitioning=None)
+    table.validate(full=True)
+    return table.to_pandas()
 
 
 VALUES: dict[pa.DataType, Callable[[Any], Any]] = {TEXT: str, WHOLE: int, NUMBER: float, SINGLE: float}

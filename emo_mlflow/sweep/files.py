@@ -15,6 +15,7 @@ from emo_mlflow.errors import UserError
 from emo_mlflow.settings.sweep import BEFORE, SweepConfig
 from emo_mlflow.settings.tables import PARAMETERS
 from emo_mlflow.sweep.schemas import CONDITIONS, KEYS, TABLES
+from emo_mlflow.types import Edit
 
 FACTS: dict[str, type] = {"n_layers": int, "model_fingerprint": str, "scorer_fingerprints": dict}
 # The settings that are lists, and what their items are.
@@ -86,6 +87,11 @@ def _check_conditions(table: pd.DataFrame, where: str) -> None:
     undrawn = patched.loc[patched["kind"] == "random", "draw"].isna().any()
     if patched[["emotion", "layer", "alpha"]].isna().any(axis=None) or undrawn:
         raise UserError(f"{where} has conditions without emotion, layer, alpha or draw")
+    for edits in sorted({text for text in patched["edits"].dropna() if text}):
+        try:
+            [Edit.read(part) for part in edits.split(";")]
+        except ValueError:
+            raise UserError(f"{where} has a condition whose edits are {shown(edits)}; they are like 'joy@3*1;anger@3*-0.5'") from None
 
 
 def check_cells(prompts: pd.DataFrame, conditions: pd.DataFrame, completions: pd.DataFrame, scores: pd.DataFrame) -> None:

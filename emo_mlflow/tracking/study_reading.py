@@ -11,6 +11,7 @@ import pandas as pd
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
+from emo_mlflow.common.columns import read_parquet
 from emo_mlflow.common.names import one_line
 from emo_mlflow.errors import UserError, reason_of
 from emo_mlflow.study.across_models import ANSWERS, DAMAGE, RUNGS, PastStudy
@@ -100,8 +101,8 @@ def _json(run_id: str, name: str, tracking_uri: str | None) -> dict[str, Any]:
 def _table(run_id: str, name: str, columns: Sequence[str], tracking_uri: str | None) -> pd.DataFrame:
     path = _file(run_id, f"{name}.parquet", tracking_uri)
     try:
-        found = pd.read_parquet(path)
-    except (OSError, ValueError) as error:
+        found = read_parquet(path)
+    except Exception as error:  # of Arrow, or of pandas over the metadata that the file holds for it
         raise UserError(f"{name}.parquet of run {run_id} cannot be read ({reason_of(error)}): the file is damaged") from None
     if missing := [column for column in columns if column not in found]:
         raise UserError(f"{name}.parquet of run {run_id} has no column {missing[0]!r}: it is of another version of emo_mlflow; run the study again")

@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from synthetic import synthetic_sweep
 
+from emo_mlflow.errors import UserError
 from emo_mlflow.settings.sweep import make_config, make_head_config
 from emo_mlflow.sweep.directions import make_conditions
 from emo_mlflow.sweep.files import read_table, with_settings
@@ -63,6 +65,25 @@ def test_what_an_earlier_version_did_not_write_comes_from_the_settings(artifacts
     config = {"site": "resid_pre", "operation": "add", "alpha_unit": "vector", "alpha_schedule": "constant", "seed": 0}
     filled = with_settings(then, config)[list(now.columns)]
     pd.testing.assert_frame_equal(filled, now, check_dtype=False)
+
+
+def test_text_that_is_no_utf8_is_refused(artifacts, tmp_path):
+    """Guards: Arrow takes such bytes, so a comparison ended in a traceback where it looked at the text."""
+    table = pq.read_table(artifacts / "conditions.parquet")
+    ids = pa.array([b"\xb9" * 12, *(id.encode() for id in table["condition_id"].to_pylist()[1:])], pa.large_binary())
+    damaged = pa.LargeStringArray.from_buffers(len(ids), ids.buffers()[1], ids.buffers()[2])
+    pq.write_table(table.set_column(0, table.field(0), damaged), tmp_path / "conditions.parquet")
+    with pytest.raises(UserError, match=r"conditions.parquet of run r cannot be read: .*index 0"):
+        read_table(tmp_path / "conditions.parquet", "conditions", "r")
+
+
+@pytest.mark.parametrize("edits", ["x", "joy@", "joy@3", "joy@3*1;", "joy@three*1"])
+def test_edits_that_say_nothing_are_refused(edits, artifacts, tmp_path):
+    table = read_table(artifacts / "conditions.parquet", "conditions", "r")
+    table.loc[table["kind"] != "baseline", "edits"] = edits
+    table.to_parquet(tmp_path / "conditions.parquet", index=False)
+    with pytest.raises(UserError, match="has a condition whose edits are"):
+        read_table(tmp_path / "conditions.parquet", "conditions", "r")
 
 
 def test_a_table_that_is_not_as_declared_is_not_written(tmp_path):
