@@ -24,8 +24,8 @@ from pathlib import Path
 from statistics import median
 
 from emo_mlflow.settings.sweep import make_config
-from emo_mlflow.sweep.plan import Plan, make_plan, prepare
-from emo_mlflow.sweep.run import run
+from emo_mlflow.sweeping.plan import Plan, make_plan, prepare
+from emo_mlflow.sweeping.run import run
 from emo_mlflow.tracking.record import write_record
 from emo_mlflow.tracking.retries import own_retries
 from emo_mlflow.tracking.sweep_run import SweepRun

@@ -12,6 +12,12 @@ __version__ = "0.2.0"
 
 _PUBLIC = {
     "UserError": "emo_mlflow.errors",
+    "sweep": "emo_mlflow.commands.from_python",
+    "heads": "emo_mlflow.commands.from_python",
+    "study": "emo_mlflow.commands.from_python",
+    "vectors": "emo_mlflow.commands.from_python",
+    "align": "emo_mlflow.commands.from_python",
+    "LoggedRun": "emo_mlflow.tracking.logged_run",
     "Sweep": "emo_mlflow.tracking.reading",
     "load_sweep": "emo_mlflow.tracking.reading",
     "find_sweeps": "emo_mlflow.tracking.reading",
@@ -21,7 +27,10 @@ _PUBLIC = {
     "steer": "emo_mlflow.commands.steer",
 }
 
-__all__ = ["Sweep", "UserError", "__version__", "compare", "compare_studies", "find_sweeps", "load_sweep", "score", "steer"]
+__all__ = [
+    "LoggedRun", "Sweep", "UserError", "__version__", "align", "compare", "compare_studies", "find_sweeps", "heads", "load_sweep", "score", "steer",
+    "study", "sweep", "vectors",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -22,7 +22,7 @@ sys.path.insert(0, str(ROOT))
 
 from emo_mlflow.alignment.schemas import OVERLAP  # noqa: E402
 from emo_mlflow.settings.tables import ENTRY_POINTS  # noqa: E402
-from emo_mlflow.sweep.schemas import TABLES  # noqa: E402
+from emo_mlflow.sweeping.schemas import TABLES  # noqa: E402
 
 DECLARED = {**TABLES, "overlap": OVERLAP}
 

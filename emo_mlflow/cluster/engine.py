@@ -22,11 +22,11 @@ from emo_mlflow.models.blocks import BlockStack
 from emo_mlflow.models.loading import LoadedModel, load
 from emo_mlflow.models.names import ModelSpec
 from emo_mlflow.scoring.loading import load_scorers
-from emo_mlflow.sweep.grid import Grid
-from emo_mlflow.sweep.plan import Plan
-from emo_mlflow.sweep.results import SweepResult
-from emo_mlflow.sweep.run import Progress, finish
-from emo_mlflow.sweep.stages import (
+from emo_mlflow.sweeping.grid import Grid
+from emo_mlflow.sweeping.plan import Plan
+from emo_mlflow.sweeping.results import SweepResult
+from emo_mlflow.sweeping.run import Progress, finish
+from emo_mlflow.sweeping.stages import (
     CELL,
     RESULTS,
     Generation,
@@ -36,7 +36,7 @@ from emo_mlflow.sweep.stages import (
     make_engine,
     probe_logits,
 )
-from emo_mlflow.sweep.tables import Work
+from emo_mlflow.sweeping.tables import Work
 from emo_mlflow.types import Completion
 
 LOGIT_CHANGE, SECONDS = "logit_change", "scoring_seconds"  # of a batch, in each of its rows

@@ -17,8 +17,8 @@ from emo_mlflow.comparison.label_sheet import Draw, all_cells, drawn, make_sheet
 from emo_mlflow.errors import UserError
 from emo_mlflow.scoring.agreement import Agreement
 from emo_mlflow.scoring.questions import Question
-from emo_mlflow.sweep.files import check_cells
-from emo_mlflow.sweep.schemas import FLUENCY, KEYS
+from emo_mlflow.sweeping.files import check_cells
+from emo_mlflow.sweeping.schemas import FLUENCY, KEYS
 from emo_mlflow.tracking.agreement import log_agreement
 from emo_mlflow.tracking.reading import Sweep, load_sweep
 from emo_mlflow.tracking.store import check_store

@@ -17,8 +17,8 @@ from emo_mlflow.report.texts import texts
 from emo_mlflow.settings.compare import CompareSettings
 from emo_mlflow.settings.declared import read
 from emo_mlflow.settings.tables import COMPARE
-from emo_mlflow.study.across_models import AcrossModels, across_models
-from emo_mlflow.sweep.files import check_cells
+from emo_mlflow.studying.across_models import AcrossModels, across_models
+from emo_mlflow.sweeping.files import check_cells
 from emo_mlflow.tracking.comparison import ComparisonRun
 from emo_mlflow.tracking.reading import Sweep, find_sweeps, load_compared
 from emo_mlflow.tracking.study_reading import load_study, studies_among

@@ -164,7 +164,7 @@ def cache() -> Iterator[Diagnosis]:
 
 def unfinished() -> Iterator[Diagnosis]:
     """Sweeps that were stopped, or that are at work now, whose finished cells take room in the cache."""
-    from emo_mlflow.sweep.resume import kept, record_folder
+    from emo_mlflow.sweeping.resume import kept, record_folder
 
     folders = kept()
     if not folders:

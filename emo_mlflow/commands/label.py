@@ -9,7 +9,7 @@ from emo_mlflow.comparison.label_sheet import BASELINE, Draw, all_cells, drawn, 
 from emo_mlflow.errors import UserError
 from emo_mlflow.report.label_page import label_page
 from emo_mlflow.scoring.questions import Question, questions
-from emo_mlflow.sweep.files import check_cells
+from emo_mlflow.sweeping.files import check_cells
 from emo_mlflow.tracking.reading import Sweep, load_sweep
 from emo_mlflow.tracking.store import check_store
 from emo_mlflow.types import Say

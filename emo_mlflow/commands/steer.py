@@ -24,11 +24,11 @@ from emo_mlflow.prompts.columns import Layout
 from emo_mlflow.prompts.selection import PromptSet, load_prompts
 from emo_mlflow.serving.side_by_side import SideBySide, Steering
 from emo_mlflow.serving.steered_model import GenerationDefaults, Settings, SteeredModel
-from emo_mlflow.settings.declared import read, table_of
+from emo_mlflow.settings.declared import as_texts, read, table_of
 from emo_mlflow.settings.scopes import scope_and_windows
 from emo_mlflow.settings.steer import BESIDE_A_SWEEP, OF_A_CALL, SteerSettings
 from emo_mlflow.settings.templates import check_form, form_of
-from emo_mlflow.sweep.budgets import check_budgets
+from emo_mlflow.sweeping.budgets import check_budgets
 from emo_mlflow.types import Condition, Direction, FloatArray, Say
 
 FIRST_WINDOW = 3
@@ -56,7 +56,7 @@ def steer(
         UserError: for anything that the caller can mend.
     """
     given = {"emotion": emotion, "layer": layer, "alpha": alpha, **settings}
-    return Steering(steered_model({name: None if value is None else _text(value) for name, value in given.items()}, tracking_uri))
+    return Steering(steered_model(as_texts(given), tracking_uri))
 
 
 def run_steer(given: Mapping[str, str | None], prompts: Sequence[str], word_by_word: bool, tracking_uri: str | None, say: Say) -> None:
@@ -82,10 +82,6 @@ def _shown(steering: Steering, prompt: str) -> SideBySide:
         shown = texts.steered
     print("\n")
     return texts
-
-
-def _text(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def steered_model(given: Mapping[str, str | None], tracking_uri: str | None) -> SteeredModel:

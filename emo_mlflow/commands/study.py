@@ -15,17 +15,17 @@ from emo_mlflow.errors import UserError
 from emo_mlflow.settings.declared import table_of
 from emo_mlflow.settings.study import Budget, StudySettings, make_study
 from emo_mlflow.settings.templates import form_line
-from emo_mlflow.sweep.resume import discard, is_run_id, sole_worker, spool_folder
-from emo_mlflow.sweep.spool import Spool
+from emo_mlflow.sweeping.resume import discard, is_run_id, sole_worker, spool_folder
+from emo_mlflow.sweeping.spool import Spool
 from emo_mlflow.types import Cell, Completion, Say, digest
 
 if TYPE_CHECKING:
-    from emo_mlflow.study.plan import StudyPlan
+    from emo_mlflow.studying.plan import StudyPlan
     from emo_mlflow.tracking.study import StudyRun
 
 
-def run_study_command(given: Mapping[str, str | None], tracking_uri: str | None, experiment: str | None, say: Say) -> None:
-    """Does a study and logs it; on a user's mistake the run that `mlflow run` made, if any, says what it was.
+def run_study_command(given: Mapping[str, str | None], tracking_uri: str | None, experiment: str | None, say: Say) -> str:
+    """Does a study and logs it as a run, whose id it returns; on a user's mistake the run that `mlflow run` made, if any, says what it was.
 
     Raises:
         UserError: for anything that the user can mend.
@@ -45,7 +45,7 @@ def run_study_command(given: Mapping[str, str | None], tracking_uri: str | None,
                 texts = _started_with(run_id, texts)
                 settings = make_study(texts)
             check_store(tracking_uri)
-            _study(settings, texts, run_id, tracking_uri, experiment, say)
+            return _study(settings, texts, run_id, tracking_uri, experiment, say)
         except UserError as error:
             mark_failed(str(error), tracking_uri)
             raise
@@ -71,10 +71,10 @@ def _started_with(run_id: str, given: Mapping[str, str]) -> dict[str, str]:
 
 def _study(
     settings: StudySettings, given: Mapping[str, str], run_id: str | None, tracking_uri: str | None, experiment: str | None, say: Say
-) -> None:
+) -> str:
     from emo_mlflow.cluster.connection import check_ray
-    from emo_mlflow.study.cost import fit_to_budget, plan_lines, seconds_per_text
-    from emo_mlflow.study.plan import lay_out, prepare_study
+    from emo_mlflow.studying.cost import fit_to_budget, plan_lines, seconds_per_text
+    from emo_mlflow.studying.plan import lay_out, prepare_study
     from emo_mlflow.tracking.store import as_active
     from emo_mlflow.tracking.study import StudyRun
 
@@ -107,6 +107,7 @@ def _study(
             say(f"Stopped; what was finished is kept. Go on with: emo-mlflow study --resume {run.run_id}")
             raise
         discard(spool_folder(run.run_id))
+    return run.run_id
 
 
 def _as_params(settings: StudySettings) -> dict[str, Any]:
@@ -126,7 +127,7 @@ def _text(value: Any) -> str:
 
 def _work(plan: StudyPlan, run: StudyRun, spool: Spool, lines: Sequence[str], settings: StudySettings, say: Say) -> None:
     from emo_mlflow.report.study import study_lines
-    from emo_mlflow.study.run import run_study
+    from emo_mlflow.studying.run import run_study
 
     done = [Completion(**{**record, "cell": Cell(**record["cell"])}) for record in spool.read()]
 
@@ -150,7 +151,7 @@ def _on_cluster(plan: StudyPlan, settings: StudySettings, stack: ExitStack) -> C
     """Writes rows on a Ray cluster, to which this process is connected until `stack` is closed."""
     from emo_mlflow.cluster.connection import connected
     from emo_mlflow.cluster.rows import RowWriter
-    from emo_mlflow.study.run import decoding_of, engine_of
+    from emo_mlflow.studying.run import decoding_of, engine_of
 
     stack.enter_context(connected(settings.ray_address))
     return RowWriter(plan.loaded, settings.device, settings.dtype, decoding_of(plan), engine_of(plan).packs)

@@ -16,7 +16,7 @@ from emo_mlflow.common.termination import terminable
 from emo_mlflow.errors import Unscored, UserError
 from emo_mlflow.settings.sweep import SweepConfig, SweepSettings, make_config
 from emo_mlflow.settings.templates import form_line
-from emo_mlflow.sweep.resume import (
+from emo_mlflow.sweeping.resume import (
     discard,
     is_run_id,
     record_folder,
@@ -26,12 +26,12 @@ from emo_mlflow.sweep.resume import (
     unfinished,
     work_id,
 )
-from emo_mlflow.sweep.spool import Spool
+from emo_mlflow.sweeping.spool import Spool
 from emo_mlflow.types import Cell, Completion, Say
 
 if TYPE_CHECKING:
-    from emo_mlflow.sweep.plan import Plan
-    from emo_mlflow.sweep.results import SweepResult
+    from emo_mlflow.sweeping.plan import Plan
+    from emo_mlflow.sweeping.results import SweepResult
     from emo_mlflow.tracking.sweep_run import SweepRun
 
 BYTES_PER_CELL = 1500  # spool, tables and MLflow's copy of them, as measured on texts of 30 tokens
@@ -61,8 +61,8 @@ def run_sweep_session(
     experiment: str | None,
     say: Say,
     make: Callable[[str, Mapping[str, str]], SweepSettings] = make_config,
-) -> None:
-    """Does a sweep and logs it; on a user's mistake the run that `mlflow run` made, if any, says what it was.
+) -> str:
+    """Does a sweep and logs it as a run, whose id it returns; on a user's mistake the run that `mlflow run` made, if any, says what it was.
 
     Args:
         make: as in `SweepRequest`.
@@ -82,17 +82,16 @@ def run_sweep_session(
             say(f"{settings.kind.capitalize():<10} {settings.model}: reading what it needs")
             if settings.resume in ("none", "auto"):
                 check_store(tracking_uri)
-                _start(settings, request)
-            elif is_run_id(settings.resume):
-                _resume(settings.resume, request)
-            else:
-                raise UserError(f"resume={settings.resume!r} is neither none, auto nor the id of a run: ids have 32 hexadecimal digits")
+                return _start(settings, request)
+            if is_run_id(settings.resume):
+                return _resume(settings.resume, request)
+            raise UserError(f"resume={settings.resume!r} is neither none, auto nor the id of a run: ids have 32 hexadecimal digits")
         except UserError as error:
             mark_failed(str(error), tracking_uri)
             raise
 
 
-def _start(settings: SweepSettings, request: SweepRequest) -> None:
+def _start(settings: SweepSettings, request: SweepRequest) -> str:
     """Begins a sweep, or goes on with one of the same work if `resume=auto` finds it."""
     from emo_mlflow.tracking.sweep_run import has_run
 
@@ -101,15 +100,14 @@ def _start(settings: SweepSettings, request: SweepRequest) -> None:
     if found and settings.resume == "auto":
         request.say(f"Resuming   {found}")
         with sole_worker(found):
-            _go_on(plan, found, request)
-        return
+            return _go_on(plan, found, request)
     if found:
         request.say(f"Unfinished {found} is the same sweep; --resume auto would go on with it, this is a new one")
     check_disk(plan.n_cells, cache_folder())
-    _work(plan, None, request)
+    return _work(plan, None, request)
 
 
-def _resume(run_id: str, request: SweepRequest) -> None:
+def _resume(run_id: str, request: SweepRequest) -> str:
     from emo_mlflow.tracking.store import check_store, store_to_return_to
 
     with sole_worker(run_id):
@@ -118,14 +116,14 @@ def _resume(run_id: str, request: SweepRequest) -> None:
         request = replace(request, profile=profile, given=given, tracking_uri=uri)
         check_store(uri)
         if _upload_finished(run_id, request):
-            return
-        _go_on(_plan(request.make(profile, given), request.tracking_uri), run_id, request)
+            return run_id
+        return _go_on(_plan(request.make(profile, given), request.tracking_uri), run_id, request)
 
 
 def _plan(settings: SweepSettings, tracking_uri: str | None) -> Plan:
     from emo_mlflow.cluster.connection import check_ray
     from emo_mlflow.scoring.rubric import SCHEME as JUDGE
-    from emo_mlflow.sweep.plan import make_plan, prepare
+    from emo_mlflow.sweeping.plan import make_plan, prepare
     from emo_mlflow.tracking.store import as_active
     from emo_mlflow.tracking.sweep_run import fetch_directions
 
@@ -153,13 +151,12 @@ def _upload_finished(run_id: str, request: SweepRequest) -> bool:
     return True
 
 
-def _go_on(plan: Plan, run_id: str, request: SweepRequest) -> None:
-    if not _upload_finished(run_id, request):
-        _work(plan, run_id, request)
+def _go_on(plan: Plan, run_id: str, request: SweepRequest) -> str:
+    return run_id if _upload_finished(run_id, request) else _work(plan, run_id, request)
 
 
-def _work(plan: Plan, run_id: str | None, request: SweepRequest) -> None:
-    """Does what is left of a sweep and logs it; `run_id` is that of the run to go on with, which this process holds."""
+def _work(plan: Plan, run_id: str | None, request: SweepRequest) -> str:
+    """Does what is left of a sweep and logs it; `run_id` is that of the run to go on with, which this process holds. Returns the run's id."""
     plan, lines = _fix_packs(plan, run_id)
     with _held_run(plan.config, run_id, request) as tracked:
         spool = _begin(plan, tracked, request)
@@ -169,6 +166,7 @@ def _work(plan: Plan, run_id: str | None, request: SweepRequest) -> None:
         _finish(_compute(plan, spool, tracked), tracked, request.say)
     for line in tracked.hints():
         request.say(line)
+    return tracked.run_id
 
 
 @contextmanager
@@ -207,7 +205,7 @@ def _fix_packs(plan: Plan, run_id: str | None) -> tuple[Plan, list[str]]:
 
     A number's last bits depend on what it was computed beside. So packs are cut from the whole sweep, in a size that is chosen once and kept.
     """
-    from emo_mlflow.sweep.estimate import estimate
+    from emo_mlflow.sweeping.estimate import estimate
 
     batch_size = plan.config.batch_size
     if batch_size is None and run_id is not None:
@@ -257,7 +255,7 @@ def _engine(name: str) -> Callable[..., SweepResult]:
     if name == "ray":
         from emo_mlflow.cluster.engine import run
     else:
-        from emo_mlflow.sweep.run import run
+        from emo_mlflow.sweeping.run import run
     return run
 
 

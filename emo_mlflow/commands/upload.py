@@ -7,13 +7,13 @@ from contextlib import suppress
 from pathlib import Path
 
 from emo_mlflow.errors import UserError
-from emo_mlflow.sweep.resume import (
+from emo_mlflow.sweeping.resume import (
     is_run_id,
     record_folder,
     sole_worker,
     spool_folder,
 )
-from emo_mlflow.sweep.spool import CELLS, Spool
+from emo_mlflow.sweeping.spool import CELLS, Spool
 from emo_mlflow.types import Say
 
 

@@ -33,7 +33,7 @@ from emo_mlflow.report.vectors import write_vectors_report
 from emo_mlflow.settings.direction_choice import parse_direction
 from emo_mlflow.settings.templates import check_form, form_line
 from emo_mlflow.settings.vectors import VectorSettings
-from emo_mlflow.sweep.layer_scores import dump_scores
+from emo_mlflow.sweeping.layer_scores import dump_scores
 from emo_mlflow.tracking.outcome import Outcome, write_config
 from emo_mlflow.tracking.values import Values
 from emo_mlflow.types import Direction, FloatArray
@@ -137,7 +137,7 @@ def _facts(loaded: LoadedModel, prompts: PromptSet, residual_norms: FloatArray) 
         "prompt_source": prompts.source,
         "prompt_split": prompts.split,
         "fit_hash": fit_hash(prompts.fit),
-        "residual_norms": json.dumps([float(norm) for norm in residual_norms]),
+        "residual_norms": [float(norm) for norm in residual_norms],
     }
 
 

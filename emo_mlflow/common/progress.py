@@ -16,7 +16,7 @@ READING, WRITING, SCORING, COMPARING = "Reading texts", "Writing texts", "Scorin
 
 
 class _Bars:
-    """A bar on the error stream for the phase that was told of last; none where that is no terminal."""
+    """A bar on the error stream for the phase that was told of last; none where that is neither a terminal nor a notebook."""
 
     def __init__(self) -> None:
         self._lock = Lock()  # rows are decoded in threads
@@ -49,7 +49,8 @@ class _Bars:
         self.close()
         self._phase, self._done = phase, 0.0
         unit = "table" if phase == COMPARING else "text"
-        self._bar = tqdm(total=total, desc=phase, unit=unit, disable=None, file=sys.stderr, mininterval=0.5, delay=0.5, leave=False)
+        shown = False if _in_notebook() else None  # None: where it is a terminal
+        self._bar = tqdm(total=total, desc=phase, unit=unit, disable=shown, file=sys.stderr, mininterval=0.5, delay=0.5, leave=False)
 
     def _show(self, done: float) -> None:
         assert self._bar is not None
@@ -61,6 +62,10 @@ class _Bars:
             self._bar.update(more)
         if done >= self._bar.total:
             self.close()
+
+
+def _in_notebook() -> bool:
+    return "ipykernel.iostream" in sys.modules and isinstance(sys.stderr, sys.modules["ipykernel.iostream"].OutStream)
 
 
 _shown: list[_Bars] = []

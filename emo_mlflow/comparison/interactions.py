@@ -11,7 +11,7 @@ from emo_mlflow.comparison.families import with_corrections
 from emo_mlflow.comparison.responses import Responses
 from emo_mlflow.comparison.rows import records
 from emo_mlflow.statistics import paired_effects
-from emo_mlflow.sweep.results import condition_of
+from emo_mlflow.sweeping.results import condition_of
 from emo_mlflow.types import Condition, Edit
 
 KEYS = ["model", "condition_id", "emotion", "first", "second", "layer", "alpha", "scope", "patch_window", "metric"]

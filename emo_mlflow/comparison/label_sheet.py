@@ -14,7 +14,7 @@ from emo_mlflow.common.csv_files import without_formulas
 from emo_mlflow.common.names import shown
 from emo_mlflow.errors import UserError, reason_of
 from emo_mlflow.scoring.questions import Question
-from emo_mlflow.sweep.schemas import KEYS
+from emo_mlflow.sweeping.schemas import KEYS
 from emo_mlflow.types import digest
 
 SHEET, ID, PROMPT, CONTINUATION = "sheet", "id", "prompt", "continuation"

@@ -12,8 +12,8 @@ from emo_mlflow.comparison.rows import records
 from emo_mlflow.comparison.sources import Source
 from emo_mlflow.statistics.effects import KEYS, prompt_cube, sample_means
 from emo_mlflow.statistics.moments import Floats
-from emo_mlflow.sweep.results import controlled
-from emo_mlflow.sweep.schemas import FLUENCY
+from emo_mlflow.sweeping.results import controlled
+from emo_mlflow.sweeping.schemas import FLUENCY
 
 # What sets one condition of an emotion apart from the others, and names a test together with model and metric.
 SETTING = ["emotion", "layer", "head", "alpha", "scope", "patch_window"]

@@ -12,7 +12,7 @@ from emo_mlflow.scoring.broken import breaks_text
 from emo_mlflow.scoring.targets import target_metric
 from emo_mlflow.statistics import searched_p
 from emo_mlflow.statistics.moments import Floats, Mask, divide
-from emo_mlflow.sweep.schemas import FLUENCY
+from emo_mlflow.sweeping.schemas import FLUENCY
 
 COLUMNS = [
     "condition_id",

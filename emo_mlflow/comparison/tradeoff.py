@@ -8,7 +8,7 @@ import pandas as pd
 from emo_mlflow.comparison.responses import SETTING, Responses
 from emo_mlflow.scoring.broken import breaks_text
 from emo_mlflow.scoring.targets import target_metric
-from emo_mlflow.sweep.schemas import FLUENCY
+from emo_mlflow.sweeping.schemas import FLUENCY
 
 KEYS = ["model", *SETTING]
 RANDOM = [

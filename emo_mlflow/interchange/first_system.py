@@ -11,7 +11,7 @@ import pandas as pd
 
 from emo_mlflow.common.names import file_stem
 from emo_mlflow.errors import UserError
-from emo_mlflow.sweep.files import check_cells
+from emo_mlflow.sweeping.files import check_cells
 
 Metrics = dict[str, dict[str, float]]
 SETTING = ["emotion", "layer", "alpha"]

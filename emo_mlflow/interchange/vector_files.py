@@ -21,7 +21,7 @@ from emo_mlflow.models.identity import identity
 from emo_mlflow.models.loading import check, load
 from emo_mlflow.models.names import resolve
 from emo_mlflow.settings.layers import resolve_layers
-from emo_mlflow.sweep.layer_scores import best_layer
+from emo_mlflow.sweeping.layer_scores import best_layer
 from emo_mlflow.types import Direction, FloatArray, VectorFormat
 
 

@@ -14,7 +14,7 @@ from emo_mlflow.common.csv_files import write_csv
 from emo_mlflow.comparison.rows import records
 from emo_mlflow.report.blocks import Block, Bullets, Heading, Paragraph, Picture, Table, escape, to_html, to_markdown
 from emo_mlflow.report.style import INK, MUTED, PATCHED, RANDOM, new_figure, save
-from emo_mlflow.study.across_models import AcrossModels
+from emo_mlflow.studying.across_models import AcrossModels
 
 FIGURE = "figures/across_models.png"
 SURE = (

@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape as html_escape
+from html import unescape
 from pathlib import Path
 
 from emo_mlflow.common.names import one_line
@@ -71,6 +72,11 @@ def escape(text: str) -> str:
     line = MARKUP.sub(lambda found: "\\" + found.group(), one_line(text).strip()).translate(ENTITIES)
     line = LINKS.sub(lambda found: f"&#{ord(found.group())};", line)
     return START.sub(lambda found: f"{found[2]}\\{found[3]}" if found[2] else f"\\{found[1] or found[4]}", line)
+
+
+def plain(line: str) -> str:
+    """The text of a line of Markdown that `escape` wrote, in a list or not."""
+    return unescape(re.sub(r"\\(.)", r"\1", line.removeprefix("- ")))
 
 
 def _markdown(block: Block) -> str:

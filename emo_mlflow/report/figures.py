@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from emo_mlflow.report.findings import BROKEN, Finding, effect_table
 from emo_mlflow.report.style import BASELINE, DIVERGING, INK, MARKERS, PATCHED, RANDOM, new_figure
 from emo_mlflow.scoring.targets import target_metric
-from emo_mlflow.sweep.results import SweepResult
+from emo_mlflow.sweeping.results import SweepResult
 
 OWN = "the emotion's own label (probability)"
 FAMILIES = {
@@ -118,7 +118,7 @@ def against_random(findings: Sequence[Finding]) -> Figure:
     return figure
 
 
-def effect_against_fluency(result: SweepResult) -> Figure:
+def effect_against_price(result: SweepResult) -> Figure:
     """Every condition: how much the emotion's own label rose, and how much text it broke."""
     table = effect_table(result)
     metrics = set(table["metric"])

@@ -13,8 +13,8 @@ from emo_mlflow.scoring.broken import breaks_text
 from emo_mlflow.scoring.targets import expected_sign, target_metric
 from emo_mlflow.statistics import searched_p
 from emo_mlflow.statistics.moments import Floats
-from emo_mlflow.sweep.results import SweepResult, controlled
-from emo_mlflow.sweep.schemas import FLUENCY
+from emo_mlflow.sweeping.results import SweepResult, controlled
+from emo_mlflow.sweeping.schemas import FLUENCY
 
 BROKEN = FLUENCY["broken"]
 

@@ -18,9 +18,9 @@ from emo_mlflow.report.style import BASELINE, DIVERGING, INK, MUTED, PATCHED, RA
 from emo_mlflow.report.sweep import example_table, verdict, write_examples
 from emo_mlflow.scoring.targets import target_metric
 from emo_mlflow.steering.operations import HEAD_REPLACEMENTS
-from emo_mlflow.sweep.results import SweepResult
-from emo_mlflow.sweep.schemas import FLUENCY
-from emo_mlflow.sweep.swept import SweptHeads
+from emo_mlflow.sweeping.results import SweepResult
+from emo_mlflow.sweeping.schemas import FLUENCY
+from emo_mlflow.sweeping.swept import SweptHeads
 
 STRONGEST = 12
 

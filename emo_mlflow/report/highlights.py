@@ -16,7 +16,7 @@ from emo_mlflow.comparison.rows import records
 from emo_mlflow.scoring.broken import breaks_text
 from emo_mlflow.scoring.targets import target_metric
 from emo_mlflow.statistics.moments import Floats
-from emo_mlflow.sweep.schemas import FLUENCY
+from emo_mlflow.sweeping.schemas import FLUENCY
 
 FLUENCY_PREFIX = "fluency."
 SMALLEST_CHANGE = 0.01  # of a score

@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 
 from emo_mlflow.report.blocks import Block, Bullets, Heading, Paragraph, Picture, Table, escape, to_html, to_markdown
 from emo_mlflow.report.style import BASELINE, INK, MUTED, PATCHED, new_figure, save
-from emo_mlflow.study.finished import StudyResult, largest_changes
-from emo_mlflow.study.verdicts import Answer, own_claim
+from emo_mlflow.studying.finished import StudyResult, largest_changes
+from emo_mlflow.studying.verdicts import Answer, own_claim
 
 EXAMPLES = 3
 CONTROLS = {

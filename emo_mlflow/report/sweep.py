@@ -11,20 +11,20 @@ import pandas as pd
 
 from emo_mlflow.report.agreement import agreement_paragraphs
 from emo_mlflow.report.blocks import Block, Bullets, Heading, Paragraph, Picture, Table, escape, to_html, to_markdown
-from emo_mlflow.report.figures import against_random, effect_against_fluency, heat_maps
+from emo_mlflow.report.figures import against_random, effect_against_price, heat_maps
 from emo_mlflow.report.findings import Finding, findings
 from emo_mlflow.report.style import save
 from emo_mlflow.scoring.broken import RISE
-from emo_mlflow.sweep.results import SweepResult
-from emo_mlflow.sweep.schemas import KEYS
+from emo_mlflow.sweeping.results import SweepResult
+from emo_mlflow.sweeping.schemas import KEYS
 
 SMALLEST_EFFECT = 0.02  # of a probability; a smaller change is not called one
 EXAMPLES_PER_EMOTION = 8
 IN_REPORT = 3
 FIGURES = {
-    "layer_by_emotion": "Mean difference from the baseline, by layer. White is no change.",
+    "layers": "Mean difference from the baseline, by layer. White is no change.",
     "against_random": "Each emotion's strongest condition against random directions of the same norm at the same layer.",
-    "effect_against_fluency": "What an effect costs: to the right, more broken text.",
+    "price": "What an effect costs: to the right, more broken text.",
 }
 
 
@@ -135,9 +135,9 @@ def write_report(result: SweepResult, folder: Path) -> None:
     MLflow's viewer shows no picture that a Markdown file refers to.
     """
     found = findings(result)
-    save(heat_maps(result), folder / "figures" / "layer_by_emotion.png")
+    save(heat_maps(result), folder / "figures" / "layers.png")
     save(against_random(found), folder / "figures" / "against_random.png")
-    save(effect_against_fluency(result), folder / "figures" / "effect_against_fluency.png")
+    save(effect_against_price(result), folder / "figures" / "price.png")
     examples = example_table(result, found)
     write_examples(examples, folder)
     blocks = _blocks(result, found, examples)

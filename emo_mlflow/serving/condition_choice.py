@@ -13,8 +13,8 @@ from emo_mlflow.errors import UserError
 from emo_mlflow.scoring.broken import breaks_text
 from emo_mlflow.scoring.targets import expected_sign, target_metric
 from emo_mlflow.settings.scopes import scope_and_windows
-from emo_mlflow.sweep.results import condition_of
-from emo_mlflow.sweep.schemas import FLUENCY
+from emo_mlflow.sweeping.results import condition_of
+from emo_mlflow.sweeping.schemas import FLUENCY
 from emo_mlflow.types import Condition, Scope
 
 # What an experimenter may name of a condition; the rest holds for a whole sweep.

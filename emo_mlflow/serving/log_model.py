@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import tempfile
 from collections.abc import Iterator
@@ -96,7 +95,7 @@ def settings_of(sweep: Sweep, choice: Choice) -> Settings:
     found = facts["model"]
     spec = ModelSpec(found["name"], found["source"], resolve(str(config["model"])).location, found["revision"])
     generation = GenerationDefaults(**{name: config[name] for name in GenerationDefaults.__dataclass_fields__})
-    norm = float(json.loads(facts["residual_norms"])[int(str(condition.layer))])
+    norm = float(facts["residual_norms"][int(str(condition.layer))])
     found_doses = sweep.conditions.loc[sweep.conditions["condition_id"] == condition.condition_id, "dose"].dropna()
     dose = float(found_doses.iloc[0]) if len(found_doses) else None
     return Settings(spec, facts["model_fingerprint"], condition, norm, generation, sweep.run_id, dose)

@@ -38,7 +38,7 @@ from emo_mlflow.steering.engine import Engine
 from emo_mlflow.steering.packing import Row
 from emo_mlflow.steering.sampling import Decoding
 from emo_mlflow.steering.strength import budget_meter, find_strengths
-from emo_mlflow.sweep.grid import noise_seed
+from emo_mlflow.sweeping.grid import noise_seed
 from emo_mlflow.types import Cell, Condition, FloatArray, Template, digest
 
 ARTIFACT = "steered"  # the folder in a logged model

@@ -83,3 +83,18 @@ def read(table: Mapping[str, Parameter], given: Mapping[str, str | None], defaul
         except UserError as error:
             raise UserError(f"{name}={text!r} {error}") from None
     return values
+
+
+def as_texts(given: Mapping[str, Any]) -> dict[str, str | None]:
+    """Values from Python as a person writes them in a terminal: `True` is true, a list has commas, a mapping is `name:value`."""
+    return {name: None if value is None else _as_text(value) for name, value in given.items()}
+
+
+def _as_text(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, Mapping):
+        return ",".join(f"{name}:{item}" for name, item in value.items())
+    if isinstance(value, (list, tuple, set, frozenset, range)):
+        return ",".join(map(_as_text, value))
+    return str(value)

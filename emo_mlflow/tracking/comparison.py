@@ -15,7 +15,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 from emo_mlflow.comparison import Comparison
 from emo_mlflow.comparison.rows import records
 from emo_mlflow.report.across_models import across_note, standing
-from emo_mlflow.study.across_models import AcrossModels
+from emo_mlflow.studying.across_models import AcrossModels
 from emo_mlflow.tracking.lifecycle import experiment_name, run_context
 from emo_mlflow.tracking.study import STUDY
 from emo_mlflow.tracking.values import log_values, metric_name

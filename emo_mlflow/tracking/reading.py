@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -15,8 +14,9 @@ from mlflow.exceptions import MlflowException
 from emo_mlflow.alignment.schemas import OVERLAP
 from emo_mlflow.directions.files import load_directions
 from emo_mlflow.errors import UserError, reason_of
-from emo_mlflow.sweep.files import read_config_file, read_table, with_settings
+from emo_mlflow.sweeping.files import read_config_file, read_table, with_settings
 from emo_mlflow.tracking.lifecycle import KIND
+from emo_mlflow.tracking.logged_run import LoggedRun
 from emo_mlflow.tracking.store import fetch
 from emo_mlflow.types import Direction
 
@@ -24,29 +24,8 @@ PHASES = {"residual": "sweep", "head": "heads", "study": "study"}  # what can be
 SWEEPS = (PHASES["residual"], PHASES["head"])
 
 
-class Sweep:
+class Sweep(LoggedRun):
     """A finished sweep. Each table is fetched on first use and kept."""
-
-    def __init__(self, run: Run, tracking_uri: str | None) -> None:
-        self.run = run
-        self.run_id: str = run.info.run_id
-        self.status: str = run.info.status
-        self._tracking_uri = tracking_uri
-
-    def __repr__(self) -> str:
-        return f"Sweep({self.run_id!r}, model={self.run.data.tags.get('emo.model')!r}, status={self.status!r})"
-
-    @property
-    def seconds(self) -> float:
-        """From the run's start to its end; NaN where it has none."""
-        info = self.run.info
-        return float("nan") if info.end_time is None else (info.end_time - info.start_time) / 1000
-
-    def _fetch(self, name: str) -> Path:
-        try:
-            return fetch(self.run_id, name, self._tracking_uri)
-        except (MlflowException, OSError) as error:
-            raise UserError(f"run {self.run_id} has no artifact {name}: {reason_of(error)}") from None
 
     def _table(self, name: str) -> pd.DataFrame:
         return read_table(self._fetch(f"{name}.parquet"), name, self.run_id)

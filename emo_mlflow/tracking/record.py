@@ -22,10 +22,10 @@ from emo_mlflow.report.heads import write_heads_report
 from emo_mlflow.report.sweep import verdicts, write_report
 from emo_mlflow.settings.sweep import SweepConfig
 from emo_mlflow.settings.tables import PARAMETERS
-from emo_mlflow.sweep.layer_scores import dump_scores, layer_scores
-from emo_mlflow.sweep.results import SweepResult, controlled
-from emo_mlflow.sweep.schemas import TABLES
-from emo_mlflow.sweep.swept import SweptHeads
+from emo_mlflow.sweeping.layer_scores import dump_scores, layer_scores
+from emo_mlflow.sweeping.results import SweepResult, controlled
+from emo_mlflow.sweeping.schemas import TABLES
+from emo_mlflow.sweeping.swept import SweptHeads
 from emo_mlflow.tracking.values import Values, finite, milliseconds, model_params, param_text
 from emo_mlflow.types import Condition
 

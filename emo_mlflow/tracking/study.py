@@ -13,9 +13,9 @@ from mlflow import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE
 
 from emo_mlflow.report.study import note, write_study_report
-from emo_mlflow.study.finished import StudyResult
-from emo_mlflow.study.protocol import Design
-from emo_mlflow.study.verdicts import verdict_metrics
+from emo_mlflow.studying.finished import StudyResult
+from emo_mlflow.studying.protocol import Design
+from emo_mlflow.studying.verdicts import verdict_metrics
 from emo_mlflow.tracking.lifecycle import run_context
 from emo_mlflow.tracking.values import log_values, metric_name
 

@@ -14,7 +14,7 @@ from mlflow.exceptions import MlflowException
 from emo_mlflow.common.columns import read_parquet
 from emo_mlflow.common.names import one_line
 from emo_mlflow.errors import UserError, reason_of
-from emo_mlflow.study.across_models import ANSWERS, DAMAGE, RUNGS, PastStudy
+from emo_mlflow.studying.across_models import ANSWERS, DAMAGE, RUNGS, PastStudy
 from emo_mlflow.tracking.lifecycle import KIND
 from emo_mlflow.tracking.store import fetch
 from emo_mlflow.tracking.study import CHANGED, STUDY

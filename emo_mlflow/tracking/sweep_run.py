@@ -16,7 +16,7 @@ from mlflow.exceptions import MlflowException
 
 from emo_mlflow.errors import UserError, reason_of
 from emo_mlflow.settings.sweep import SweepConfig
-from emo_mlflow.sweep.results import SweepResult
+from emo_mlflow.sweeping.results import SweepResult
 from emo_mlflow.tracking.lifecycle import end_run, open_run, run_of_project
 from emo_mlflow.tracking.record import Record, plan_children, read_record, sweep_params, write_record
 from emo_mlflow.tracking.retries import PARTING_SECONDS, PATIENCE, Background, Retry, own_retries

@@ -21,7 +21,7 @@ from tiny_scorers import write_scorer
 from emo_mlflow import find_sweeps, load_sweep
 from emo_mlflow.cli.main import main
 from emo_mlflow.settings.tables import PARAMETERS
-from emo_mlflow.sweep.resume import spool_folder
+from emo_mlflow.sweeping.resume import spool_folder
 
 TABLES = ("prompts", "conditions", "completions", "scores", "effects")
 EMOTIONS = ("gratitude", "anger", "apology", "neutral")

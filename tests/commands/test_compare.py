@@ -16,7 +16,7 @@ from emo_mlflow.alignment.schemas import OVERLAP
 from emo_mlflow.commands.compare import compare, run_comparison
 from emo_mlflow.errors import UserError
 from emo_mlflow.settings.compare import CompareSettings
-from emo_mlflow.sweep.results import SweepResult
+from emo_mlflow.sweeping.results import SweepResult
 from emo_mlflow.tracking.values import metric_name
 
 OPTIONS = {"alphas": (1.0, 2.0), "layers": (1, 3), "emotions": ("gratitude", "anger")}

@@ -21,7 +21,7 @@ from emo_mlflow.cli.main import main
 from emo_mlflow.commands import doctor
 from emo_mlflow.commands.diagnosis import Check, Diagnosis, examine, lines_of
 from emo_mlflow.common.deadline import within
-from emo_mlflow.sweep.spool import CELLS
+from emo_mlflow.sweeping.spool import CELLS
 from emo_mlflow.tracking.store import shown
 
 

@@ -21,10 +21,10 @@ from tiny_scorers import write_scorer
 from emo_mlflow import find_sweeps
 from emo_mlflow.errors import UserError
 from emo_mlflow.settings.sweep import make_config, work_hash
-from emo_mlflow.sweep.plan import make_plan, prepare
-from emo_mlflow.sweep.resume import discard, sole_worker, spool_folder, unfinished
-from emo_mlflow.sweep.spool import Spool
-from emo_mlflow.sweep.stages import cells_in
+from emo_mlflow.sweeping.plan import make_plan, prepare
+from emo_mlflow.sweeping.resume import discard, sole_worker, spool_folder, unfinished
+from emo_mlflow.sweeping.spool import Spool
+from emo_mlflow.sweeping.stages import cells_in
 from emo_mlflow.tracking.store import lasting_store, store_to_return_to
 
 TABLES = ("prompts", "fit_prompts", "conditions", "completions", "scores", "effects")
@@ -76,7 +76,7 @@ def cells_kept() -> list[tuple[object, ...]]:
 
 PHASES = (
     ("mlflow.MlflowClient.create_run", 4),
-    ("emo_mlflow.sweep.spool.Spool.append", 3),
+    ("emo_mlflow.sweeping.spool.Spool.append", 3),
     ("os.fsync", 2),
     ("emo_mlflow.scoring.protocol.Scorers.score", 1),
     ("emo_mlflow.tracking.record.write_report", 1),
@@ -155,7 +155,7 @@ def test_a_row_is_computed_beside_the_same_rows_after_a_resume(place):
 
 def test_only_one_process_works_on_a_run(place):
     """Two that append to one spool would both do every cell, and tear each other's lines."""
-    assert killing.run(words(place), Setup(place, die_at=("emo_mlflow.sweep.spool.Spool.append", 3))) == -signal.SIGKILL
+    assert killing.run(words(place), Setup(place, die_at=("emo_mlflow.sweeping.spool.Spool.append", 3))) == -signal.SIGKILL
     (spool,) = spool_folder("x").parent.glob("*/cells.spool")
     run_id = spool.parent.name
     before = spool.read_bytes()
@@ -188,7 +188,7 @@ def test_a_scheduler_that_ends_the_process_leaves_a_run_that_says_so(place):
 
 def test_auto_takes_only_what_is_its_own(place, monkeypatch):
     """Other settings, other texts under the same file name, or a run that the store does not have, are not gone on with."""
-    assert killing.run(words(place), Setup(place, die_at=("emo_mlflow.sweep.spool.Spool.append", 3))) == -signal.SIGKILL
+    assert killing.run(words(place), Setup(place, die_at=("emo_mlflow.sweeping.spool.Spool.append", 3))) == -signal.SIGKILL
     (spool,) = spool_folder("x").parent.glob("*/cells.spool")
     run_id, work = spool.parent.name, Spool(spool.parent).header()["work"]
     assert unfinished(work, lambda _: True) == run_id

@@ -15,8 +15,8 @@ from tiny_scorers import write_scorer
 
 from emo_mlflow.cli.main import main
 from emo_mlflow.scoring.cards import Head
-from emo_mlflow.study import run as running
-from emo_mlflow.sweep.resume import spool_folder
+from emo_mlflow.studying import run as running
+from emo_mlflow.sweeping.resume import spool_folder
 
 WORDS = {"gratitude": "you and the", "anger": "ring thin hour", "neutral": "stone brick road"}
 

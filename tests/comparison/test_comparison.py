@@ -19,7 +19,7 @@ from emo_mlflow.comparison.responses import responses
 from emo_mlflow.comparison.search import search
 from emo_mlflow.errors import UserError
 from emo_mlflow.statistics import corrected, paired_effects, specific_effects
-from emo_mlflow.sweep.schemas import FLUENCY
+from emo_mlflow.sweeping.schemas import FLUENCY
 
 KEYS = ["condition_id", "prompt_id", "sample"]
 

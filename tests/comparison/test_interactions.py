@@ -12,7 +12,7 @@ from synthetic import as_source, synthetic_sweep
 from emo_mlflow.comparison import compare_sweeps
 from emo_mlflow.comparison.interactions import interactions
 from emo_mlflow.comparison.responses import responses
-from emo_mlflow.sweep.results import condition_of
+from emo_mlflow.sweeping.results import condition_of
 
 
 def with_combination(shares: tuple[float, float], bonus: float):

@@ -19,7 +19,7 @@ from emo_mlflow.models.blocks import BlockStack
 from emo_mlflow.models.families import find_output_projection
 from emo_mlflow.prompts.selection import emotions_to_continue, load_prompts
 from emo_mlflow.settings.sweep import make_head_config
-from emo_mlflow.sweep.heads import candidates, head_conditions, replacements
+from emo_mlflow.sweeping.heads import candidates, head_conditions, replacements
 
 ADDITIVE = ("gpt2", "gpt_neo", "gpt_neox", "llama", "qwen3")
 TARGET = 2

@@ -34,8 +34,8 @@ from emo_mlflow.prompts.selection import load_prompts
 from emo_mlflow.scoring.cards import CARD, GRAPH, TOKENIZER, dump_card, load_card
 from emo_mlflow.scoring.loading import load_scorers
 from emo_mlflow.scoring.score_cache import ScoreCache
-from emo_mlflow.sweep.files import check_cells
-from emo_mlflow.sweep.spool import Spool
+from emo_mlflow.sweeping.files import check_cells
+from emo_mlflow.sweeping.spool import Spool
 from emo_mlflow.tracking.reading import Sweep
 from emo_mlflow.types import Direction
 

@@ -16,8 +16,8 @@ from emo_mlflow.models.weights import read_header
 from emo_mlflow.scoring.onnx import load_tokenizer
 from emo_mlflow.settings.layers import resolve_layers
 from emo_mlflow.settings.sweep import make_config
-from emo_mlflow.sweep.directions import make_conditions
-from emo_mlflow.sweep.spool import Spool
+from emo_mlflow.sweeping.directions import make_conditions
+from emo_mlflow.sweeping.spool import Spool
 
 
 @pytest.mark.parametrize("choice", ["none", "", "a-b", "1-", "9" * 5000, "all/0", "0-99999999999"])

@@ -23,7 +23,7 @@ from emo_mlflow.steering.edits import Patch
 from emo_mlflow.steering.engine import Engine
 from emo_mlflow.steering.packing import Row
 from emo_mlflow.steering.sampling import Decoding
-from emo_mlflow.sweep.plan import make_plan, prepare
+from emo_mlflow.sweeping.plan import make_plan, prepare
 from emo_mlflow.types import Cell
 
 SWITCH = 14

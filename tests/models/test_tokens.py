@@ -29,9 +29,9 @@ from emo_mlflow.steering.choices import encode_item
 from emo_mlflow.steering.decoding import PackDecoder
 from emo_mlflow.steering.packing import Row
 from emo_mlflow.steering.sampling import Decoding
-from emo_mlflow.sweep.plan import make_plan, prepare
-from emo_mlflow.sweep.run import run
-from emo_mlflow.sweep.stages import completion_batch
+from emo_mlflow.sweeping.plan import make_plan, prepare
+from emo_mlflow.sweeping.run import run
+from emo_mlflow.sweeping.stages import completion_batch
 from emo_mlflow.types import Cell, Completion
 
 WORDS = ("thank", "you", "such", "gratitude", "Sorry", "the", "s")

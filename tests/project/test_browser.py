@@ -223,8 +223,8 @@ def test_a_sweep_opens_its_description_figures_report_and_examples(page: Any, pl
     picture(page, "ui_report")
 
     files.filter(has_text="figures").first.get_by_text("figures").click()
-    main.get_by_text("layer_by_emotion.png").last.click()
-    shown = main.get_by_role("img", name="layer_by_emotion.png")
+    main.get_by_text("layers.png").last.click()
+    shown = main.get_by_role("img", name="layers.png")
     shown.wait_for()
     page.wait_for_function("() => [...document.querySelectorAll('main img')].some(image => image.naturalWidth > 600)")
 

@@ -39,7 +39,7 @@ def test_the_example_reads_a_sweep_from_a_remote_server(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "1 sweeps of smollm2-135m" in done.stdout and "largest rise: +0." in done.stdout
     made = {path.relative_to(elsewhere).as_posix() for path in elsewhere.rglob("*") if path.is_file()}
-    figures = {f"out/figures/{name}.png" for name in ("against_random", "layer_by_emotion", "effect_against_fluency")}
+    figures = {f"out/figures/{name}.png" for name in ("against_random", "layers", "price")}
     assert made == figures | {"out/report.html", "out/gratitude_by_layer.png"}
 
 

@@ -9,8 +9,8 @@ import pytest
 
 from emo_mlflow.report.study import sentence
 from emo_mlflow.statistics.margins import Interval, Share
-from emo_mlflow.study.protocol import Place
-from emo_mlflow.study.verdicts import Answer
+from emo_mlflow.studying.protocol import Place
+from emo_mlflow.studying.verdicts import Answer
 
 PLACE = Place("gratitude", "goemotions.gratitude", (14,), 0.3, "kl", 0.9, "the middle one")
 

@@ -34,7 +34,7 @@ from emo_mlflow.errors import UserError
 from emo_mlflow.serving.condition_choice import Wanted, choose, recommended
 from emo_mlflow.serving.steered_model import GenerationDefaults, Settings, load_steered, save_steered
 from emo_mlflow.settings.sweep import make_config
-from emo_mlflow.sweep.plan import make_plan, prepare
+from emo_mlflow.sweeping.plan import make_plan, prepare
 from emo_mlflow.tracking.sweep_run import SweepRun
 
 EMOTIONS = ("gratitude", "anger", "apology", "neutral")
@@ -348,7 +348,7 @@ def test_the_recommendation_of_a_comparison(tmp_path, monkeypatch):
     for seed, name in enumerate(("gpt2", "gpt-neo-125m")):
         settings = {"child_runs": "none"}
         result = synthetic_sweep(name, n_layers=2, alphas=(1.0,), emotions=("gratitude",), settings=settings, seed=seed)
-        facts = {**result.facts, "model": {"name": name, "source": "hub", "revision": None}, "residual_norms": "[1, 1]"}
+        facts = {**result.facts, "model": {"name": name, "source": "hub", "revision": None}, "residual_norms": [1.0, 1.0]}
         with SweepRun.open(result.config, tracking_uri=uri) as run:
             run.log(replace(result, facts=facts))
         runs.append(run.run_id)

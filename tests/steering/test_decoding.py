@@ -25,7 +25,7 @@ from emo_mlflow.steering.edits import Patch
 from emo_mlflow.steering.engine import Engine
 from emo_mlflow.steering.packing import Row, plan_packs
 from emo_mlflow.steering.sampling import Decoding
-from emo_mlflow.sweep.estimate import passes_per_text
+from emo_mlflow.sweeping.estimate import passes_per_text
 from emo_mlflow.types import Cell, Condition
 
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 LOADED = [
-    "emo_mlflow.cli.main", "emo_mlflow.commands.sweep", "emo_mlflow.sweep.run", "emo_mlflow.tracking.sweep_run", "emo_mlflow.sweep.estimate",
+    "emo_mlflow.cli.main", "emo_mlflow.commands.sweep", "emo_mlflow.sweeping.run", "emo_mlflow.tracking.sweep_run", "emo_mlflow.sweeping.estimate",
     "emo_mlflow.tracking.reading",
     "transformers.models.gpt2.modeling_gpt2", "matplotlib.pyplot", "sqlalchemy.dialects.sqlite", "mlflow.store.tracking.sqlalchemy_store",
 ]  # fmt: skip

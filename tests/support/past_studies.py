@@ -11,9 +11,9 @@ import pandas as pd
 from mlflow import MlflowClient
 from study_world import World, design_of
 
-from emo_mlflow.study.across_models import PastStudy
-from emo_mlflow.study.procedure import run_tests
-from emo_mlflow.study.verdicts import answers, rung_table
+from emo_mlflow.studying.across_models import PastStudy
+from emo_mlflow.studying.procedure import run_tests
+from emo_mlflow.studying.verdicts import answers, rung_table
 from emo_mlflow.types import digest
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from scipy.special import expit
 
 from emo_mlflow.statistics.sequential import Looks
-from emo_mlflow.study.protocol import Arm, Design, Place, draws_limit
+from emo_mlflow.studying.protocol import Arm, Design, Place, draws_limit
 
 EMOTIONS = ("gratitude", "anger", "apology")
 METRICS = {"gratitude": "goemotions.gratitude", "anger": "goemotions.anger", "apology": "goemotions.remorse"}

@@ -13,10 +13,10 @@ import pyarrow as pa
 from emo_mlflow.comparison import Source
 from emo_mlflow.settings.sweep import make_config
 from emo_mlflow.statistics.effects import condition_effects
-from emo_mlflow.sweep.results import SweepResult
-from emo_mlflow.sweep.schemas import COMPLETIONS, FLUENCY, KEYS
-from emo_mlflow.sweep.swept import SweptDirections
-from emo_mlflow.sweep.tables import condition_rows
+from emo_mlflow.sweeping.results import SweepResult
+from emo_mlflow.sweeping.schemas import COMPLETIONS, FLUENCY, KEYS
+from emo_mlflow.sweeping.swept import SweptDirections
+from emo_mlflow.sweeping.tables import condition_rows
 from emo_mlflow.types import Condition, Direction, Fit, Prompt, digest
 
 METRICS = (
@@ -91,7 +91,7 @@ def synthetic_sweep(
             "prompt_split": "roles of builtin",
             "n_cells": len(completions),
             "versions": {"emo_mlflow": "0"},
-            "residual_norms": "[1.0]",
+            "residual_norms": [1.0],
         },
         prompts=prompt_table,
         fit_prompts=prompt_table.iloc[:0],

@@ -32,8 +32,8 @@ from tiny_scorers import write_scorer
 from emo_mlflow import load_sweep
 from emo_mlflow.cli.main import main
 from emo_mlflow.scoring.protocol import Scorers
-from emo_mlflow.sweep.resume import spool_folder
-from emo_mlflow.sweep.spool import Spool
+from emo_mlflow.sweeping.resume import spool_folder
+from emo_mlflow.sweeping.spool import Spool
 from emo_mlflow.tracking.retries import Retry, own_retries
 from emo_mlflow.tracking.sweep_run import SweepRun
 
