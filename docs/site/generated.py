@@ -130,7 +130,9 @@ def _shown(parameters: Mapping[str, inspect.Parameter]) -> Iterator[str]:
 
 
 def _value(default: object) -> str:
-    return json.dumps(default) if isinstance(default, str) else repr(default)
+    if isinstance(default, str):
+        return json.dumps(default)
+    return default.__name__ if inspect.isroutine(default) else repr(default)
 
 
 def _markdown(docstring: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -28,6 +29,8 @@ from emo_mlflow.types import N_BOOTSTRAP
 
 __all__ = ["Comparison", "Note", "Source", "compare_sweeps"]
 
+IN_SHORT = ("model", "emotion", "reason", "target", "layer", "alpha", "gain", "p_specific_holm", "candidates")  # of `recommendations`
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Comparison:
@@ -53,6 +56,12 @@ class Comparison:
     def __repr__(self) -> str:
         tables = ", ".join(f"{name} ({len(table):,})" for name, table in self.tables.items() if len(table))
         return f"Comparison of {', '.join(source.label for source in self.sources)}; rows of .tables: {tables}"
+
+    def _repr_html_(self) -> str:
+        """What was shown for each emotion, and which tables there are: for a notebook."""
+        cases = self.tables["recommendations"]
+        shown = cases[[name for name in IN_SHORT if name in cases]]
+        return f"{shown.to_html(index=False, border=0, float_format='{:.3g}'.format, na_rep='')}<small>{html.escape(repr(self))}</small>"
 
     @property
     def phase(self) -> str:

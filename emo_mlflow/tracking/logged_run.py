@@ -29,6 +29,9 @@ class FigureFile:
 
     path: Path
 
+    def __repr__(self) -> str:
+        return f"FigureFile({self.path.name})"
+
     def _repr_png_(self) -> bytes:
         return self.path.read_bytes()
 

@@ -39,6 +39,7 @@ def here(place, monkeypatch) -> None:
 
 
 SMALL = {"model": "model", "dataset": Path("data.jsonl"), "scorers": ["scorer"], "device": "cpu"}
+STUDIED = {**SMALL, "sequence_length": 4, "max_samples": 6, "alpha": 0.05, "procedure": "sequence", "budget": "5000texts"}
 SWEPT = {**SMALL, "layers": [1, 2], "alphas": 1, "max_samples": 3, "sequence_length": 5, "num_random": 1}
 
 
@@ -82,9 +83,7 @@ def test_heads_vectors_align_and_study(place):
     model = quiet.pop("model")
     align = emo_mlflow.align(**quiet, model_a=model, model_b="other", n_random=4, n_permutations=4, k_max=2)
     assert align.kind == "alignment" and {"overlap", "maps", "directions"} <= set(align.tables) and len(align.figures) > 0
-    study = emo_mlflow.study(
-        **SMALL, say=lambda line: None, sequence_length=4, max_samples=6, alpha=0.05, procedure="sequence", controls=["isotropic"], budget="5000texts"
-    )
+    study = emo_mlflow.study(**STUDIED, say=lambda line: None, controls=["isotropic"])
     assert study.kind == "study" and len(study.answer) == 2 and set(study.table("verdicts")["emotion"]) == {"gratitude", "anger"}
 
 
@@ -103,6 +102,25 @@ def test_heads_vectors_align_and_study(place):
 def test_mistakes(call, settings, said):
     with pytest.raises(UserError, match=re.escape(said)):
         getattr(emo_mlflow, call)(**{"model": "model", **settings} if call != "align" else settings, say=lambda line: None)
+
+
+@pytest.mark.parametrize("name", ["sweep", "study", "vectors"])
+def test_examples_in_docstrings(name, capsys):
+    """They run as they stand, on a small model and few texts."""
+    lines = re.findall(r"^ {8}(.+)$", getattr(emo_mlflow, name).__doc__.split("Args:")[0].split("Raises:")[0], re.M)
+    own = {"sweep": SWEPT, "vectors": {**SMALL, "n_bootstrap": 8, "components": 2}, "study": {**STUDIED, "controls": "isotropic"}}[name]
+    own = {key: value for key, value in own.items() if name != "vectors" or key != "scorers"}
+
+    class Small:
+        """The package, for which every model is the small one."""
+
+        def __getattr__(self, called: str):
+            return lambda **settings: getattr(emo_mlflow, called)(**{**settings, **own})
+
+    names = {"emo_mlflow": Small()}
+    for line in lines:
+        exec(line, names)
+    assert len(lines) >= 3 and isinstance(names["found"], emo_mlflow.LoggedRun)
 
 
 def test_sentences_are_what_was_escaped():
