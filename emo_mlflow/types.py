@@ -7,14 +7,15 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 if TYPE_CHECKING:  # the command line reads these types, and does not wait for numpy
     import numpy as np
     import numpy.typing as npt
 
 Role = Literal["fit", "test"]
-Kind = Literal["baseline", "emotion", "random"]
+Kind = Literal["baseline", "emotion", "random", "instruction", "examples"]
+Asking = Literal["instruction", "examples"]
 Scope = Literal["window", "generated", "all", "prompt", "first"]
 Site = Literal["resid_pre", "resid_post"]
 Operation = Literal["add", "project_out", "clamp", "add_keep_norm"]
@@ -32,6 +33,8 @@ Likelihoods = Literal["few", "all", "none"]
 Precision = Literal["float32", "int8"]
 WeightsFormat = Literal["safetensors", "pickle"]
 
+ASKING: tuple[Asking, ...] = get_args(Asking)  # kinds of conditions that edit nothing and put something in front of the prompt
+NEGATIVE = " (negative)"  # behind an emotion's name, which has no brackets: the texts that its pairs contrast it with
 FEW_DRAWS = 5  # random directions of a condition whose texts are known well enough to say how broken such texts are
 N_BOOTSTRAP = 2000  # resamples behind an interval over prompts, unless another number is asked for
 
@@ -148,6 +151,7 @@ class Condition:
         edits: what is done where it is more than one edit, each as `str(Edit)`, separated by semicolons; emotion and layer are then a name for all
             of them and the first layer.
         control: the kind of random direction; None for one that is drawn anew at every layer, with the norm of the direction.
+        front: what stands in front of every prompt, of a condition that asks for the emotion instead of steering.
     """
 
     kind: Kind
@@ -165,6 +169,12 @@ class Condition:
     head: int | None = None
     control: Control | None = None
     edits: str = ""
+    front: str = ""
+
+    @property
+    def steers(self) -> bool:
+        """Whether anything is edited."""
+        return self.kind in ("emotion", "random")
 
     @property
     def every_edit(self) -> tuple[Edit, ...]:

@@ -127,7 +127,7 @@ class Aligner:
     def _half(self, model: States, layer: int, half: Sequence[int] | np.ndarray) -> Iterator[tuple[str, Floats, Mask]]:
         """Per emotion: its name, the half's texts of it and of the reference at a layer, and which of them are its own."""
         labels = [self.labels[i] for i in half]
-        for emotion, used, positive in contrasts(labels, self.reference):
+        for emotion, used, positive, _ in contrasts(labels, self.reference):
             yield emotion, model.means[np.asarray(half)[used], layer].astype(np.float64), positive
 
     def _permuted(self, layer: int) -> dict[str, FloatArray]:
@@ -185,7 +185,7 @@ class Aligner:
 
     def _mapped(self) -> dict[str, Direction]:
         """Model A's directions of all texts in model B, with the norms of B's own: they differ from these in where they point only."""
-        vectors = {emotion: np.zeros_like(self.b.means[0]) for emotion, _, _ in contrasts(self.labels, self.reference)}
+        vectors = {emotion: np.zeros_like(self.b.means[0]) for emotion, _, _, _ in contrasts(self.labels, self.reference)}
         everything = np.arange(len(self.labels))
         for layer_b in range(self.b.n_layers):
             layer_a = matching_layer(layer_b, self.b.n_layers, self.a.n_layers)

@@ -27,14 +27,12 @@ from emo_mlflow.models.loading import check, load
 from emo_mlflow.models.names import ModelSpec, resolve
 from emo_mlflow.models.tokens import check_context, encode
 from emo_mlflow.prompts.columns import Layout
-from emo_mlflow.prompts.selection import PromptSet, fit_hash, load_prompts
+from emo_mlflow.prompts.selection import EVERY, PromptSet, fit_hash, load_prompts
 from emo_mlflow.report.alignment import write_alignment_report
 from emo_mlflow.settings.align import AlignSettings
 from emo_mlflow.tracking.outcome import Outcome, write_config
 from emo_mlflow.tracking.values import Values
 from emo_mlflow.types import FloatArray, Prompt, Tokens
-
-EVERY = 10**9  # test prompts: all that there are
 
 # Several letters of Chinese, Japanese, Thai, Lao, Burmese or Khmer in a row, in which several words may be.
 _UNSPACED = re.compile("[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\u0e01-\u0eff\u1000-\u109f\u1780-\u17ff\U00020000-\U0003ffff]{4,}")

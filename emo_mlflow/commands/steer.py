@@ -128,7 +128,12 @@ def _fitted(settings: SteerSettings, tracking_uri: str | None) -> SteeredModel:
     device, spec = pick_device(settings.device), resolve(settings.model)
     file = None if settings.directions == "fit" else _fetch(settings.directions, tracking_uri)
     prompts = load_prompts(
-        settings.dataset, max_samples=1, seed=settings.seed, layout=Layout.of(settings)
+        settings.dataset,
+        max_samples=1,
+        seed=settings.seed,
+        layout=Layout.of(settings),
+        pairs=settings.pairs,
+        personas=settings.personas,
     )
     emotion = _chosen(settings.emotion, tuple(load_directions(file)[0]) if file else prompts.emotions)
     check(spec, device, getattr(torch, settings.dtype))

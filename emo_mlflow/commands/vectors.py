@@ -65,7 +65,13 @@ def run_vectors(settings: VectorSettings, out: Path) -> Outcome:
     check_form(settings)
     device, spec = pick_device(settings.device), resolve(settings.model)
     prompts = load_prompts(
-        settings.dataset, emotions=settings.emotions, max_samples=1, seed=settings.seed, layout=Layout.of(settings)
+        settings.dataset,
+        emotions=settings.emotions,
+        max_samples=1,
+        seed=settings.seed,
+        layout=Layout.of(settings),
+        pairs=settings.pairs,
+        personas=settings.personas,
     )
     settings = replace(settings, emotions=prompts.emotions)
     labels = [prompt.emotion for prompt in prompts.fit]
@@ -87,7 +93,7 @@ def run_vectors(settings: VectorSettings, out: Path) -> Outcome:
         directions = choose_direction(settings.direction, means, labels, prompts.reference, settings.site)
         subspaces = fit_subspaces(means, labels, prompts.reference, settings.components)
         tables = VectorTables(
-            judge(means, labels, prompts.reference, methods, settings.seed),
+            judge(means, labels, prompts.reference, methods, settings.seed, prompts.groups),
             stability(means, labels, prompts.reference, subspaces, settings.n_bootstrap, settings.seed),
             norm_table(directions, norms.mean(axis=0)),
         )

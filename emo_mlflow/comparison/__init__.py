@@ -10,6 +10,7 @@ from functools import cached_property
 import pandas as pd
 
 from emo_mlflow.common import progress
+from emo_mlflow.comparison.against_asking import against_asking
 from emo_mlflow.comparison.contrasts import model_contrasts, model_summary
 from emo_mlflow.comparison.designs import power_analysis, power_requirements
 from emo_mlflow.comparison.dose import dose
@@ -42,7 +43,7 @@ class Comparison:
         family: columns that divide the tests into families.
         n_bootstrap: resamples that the intervals are from.
         tables: effect_sizes, specificity, selectivity, dose, tradeoff, recommendations, model_contrasts, model_summary,
-            interactions, power_analysis, power_requirements, k_selection; each is documented by the function of its name.
+            interactions, against_asking, power_analysis, power_requirements, k_selection; each is documented by the function of its name.
         sweeps: the scores as arrays, for figures.
     """
 
@@ -129,6 +130,7 @@ def compare_sweeps(
         "model_contrasts": _told(model_contrasts(sweeps, columns, n_bootstrap, seed)),
         "model_summary": _told(model_summary(sweeps, effects)),
         "interactions": interactions(sweeps, columns, n_bootstrap, seed),
+        "against_asking": against_asking(sweeps, columns, n_bootstrap, seed),
         "power_analysis": _told(power_analysis(effects, checked)),
         "power_requirements": power_requirements(effects),
         "k_selection": pd.DataFrame() if overlaps is None else k_selection(overlaps),

@@ -66,9 +66,13 @@ def shuffled_control(
         choice: as in `fitting.choose_direction`.
         values: float32 [n_texts, d_model], of one layer.
     """
-    used, positive = next((used, positive) for name, used, positive in contrasts(labels, reference) if name == emotion)
-    shuffled = _generator("shuffled", seed, draw, emotion).permutation(positive)
-    return injected(choice, values[used].astype(np.float64), shuffled).astype(np.float32)
+    contrast = next(contrast for contrast in contrasts(labels, reference) if contrast.emotion == emotion)
+    x, generator = values[contrast.used].astype(np.float64), _generator("shuffled", seed, draw, emotion)
+    if contrast.paired:  # which side of a pair is which says nothing either
+        n = len(x) // 2
+        swapped = np.tile(generator.random_sample(n) < 0.5, 2)[:, None]
+        return injected(choice, np.where(swapped, np.roll(x, n, axis=0), x), contrast).astype(np.float32)
+    return injected(choice, x, contrast._replace(positive=generator.permutation(contrast.positive))).astype(np.float32)
 
 
 def check_controls(controls: Sequence[Control], labels: Sequence[str], reference: str | None) -> None:
@@ -77,10 +81,11 @@ def check_controls(controls: Sequence[Control], labels: Sequence[str], reference
     Raises:
         UserError: naming the control, and how many texts are missing.
     """
-    for emotion, used, _ in contrasts(labels, reference):
+    for emotion, used, _, paired in contrasts(labels, reference):
+        others = "of its pairs" if paired else reference or "the other emotions"
         if "shuffled" in controls and len(used) < FEWEST_TEXTS:
             raise UserError(
-                f"controls=shuffled needs {FEWEST_TEXTS} texts of {emotion} and {reference or 'the other emotions'} to fit on, and there are "
+                f"controls=shuffled needs {FEWEST_TEXTS} texts of {emotion} and {others} to fit on, and there are "
                 f"{len(used)}: give {FEWEST_TEXTS - len(used)} more, or leave it out of controls"
             )
     if "covariance" in controls and len(labels) < FEWEST_TEXTS:

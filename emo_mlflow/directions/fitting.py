@@ -7,7 +7,15 @@ from collections.abc import Sequence
 import numpy as np
 
 from emo_mlflow.directions.activations import text_means
-from emo_mlflow.directions.readouts import Floats, Mask, contrasts, judge, mean_difference, method_named
+from emo_mlflow.directions.readouts import (
+    Contrast,
+    Floats,
+    contrasts,
+    judge,
+    mean_difference,
+    method_named,
+    of_contrast,
+)
 from emo_mlflow.directions.subspaces import check_components, fit_subspaces, principal_axes
 from emo_mlflow.errors import UserError
 from emo_mlflow.models.blocks import BlockStack
@@ -36,26 +44,26 @@ def choose_direction(
     bases = fit_subspaces(means, labels, reference, rank).bases if rank else {}
     method = mean_difference if rank else method_named(name)
     found: dict[str, Direction] = {}
-    for emotion, used, positive in contrasts(labels, reference):
-        layers = [means[used, layer].astype(np.float64) for layer in range(means.shape[1])]
-        vectors = np.stack([_like_difference(method(x, positive), mean_difference(x, positive)) for x in layers])
-        found[emotion] = Direction(emotion, site, vectors.astype(np.float32), bases.get(emotion))
+    for contrast in contrasts(labels, reference):
+        layers = [means[contrast.used, layer].astype(np.float64) for layer in range(means.shape[1])]
+        fitted = [(of_contrast(method, name, contrast, x), mean_difference(x, contrast.positive)) for x in layers]
+        vectors = np.stack([_like_difference(vector, difference) for vector, difference in fitted])
+        found[contrast.emotion] = Direction(contrast.emotion, site, vectors.astype(np.float32), bases.get(contrast.emotion))
     return found
 
 
-def injected(choice: str, x: Floats, positive: Mask) -> Floats:
+def injected(choice: str, x: Floats, contrast: Contrast) -> Floats:
     """What `add` injects for a direction that is fitted as `choice` says, [d_model]: of a subspace, the mean difference inside it.
 
     Args:
-        x: float64 [n_texts, d_model], of one layer.
-        positive: which texts are the emotion's.
+        x: float64 [n_texts, d_model], of one layer: the rows that the contrast uses.
     """
     name, rank = parse_direction(choice)
-    difference = mean_difference(x, positive)
+    difference = mean_difference(x, contrast.positive)
     if rank:
-        axes = principal_axes(x, positive, rank)[0]
+        axes = principal_axes(*contrast.displacements(x), rank)[0]
         return np.asarray(axes.T @ (axes @ difference))
-    return _like_difference(method_named(name)(x, positive), difference)
+    return _like_difference(of_contrast(method_named(name), name, contrast, x), difference)
 
 
 def _like_difference(vector: Floats, difference: Floats) -> Floats:
@@ -73,6 +81,7 @@ def fit_directions(
     direction: str = "mean_diff",
     aggregation: Aggregation = "mean",
     fingerprint: str | None = None,
+    groups: Sequence[int] = (),
 ) -> Fit:
     """Directions of every emotion among `prompts`, at every layer, and how well they read held-out texts.
 
@@ -80,6 +89,7 @@ def fit_directions(
         texts: of each prompt.
         direction: as in `choose_direction`.
         fingerprint: as in `text_means`.
+        groups: as in `readouts.judge`.
 
     Raises:
         UserError: if a text has no token of its own, or `direction` asks for what the texts cannot give.
@@ -92,7 +102,7 @@ def fit_directions(
     means, norms = text_means(stack, texts, site, aggregation, fingerprint)
     labels = [prompt.emotion for prompt in prompts]
     name, rank = parse_direction(direction)
-    judged = judge(means, labels, reference, ["mean_diff" if rank else name])
+    judged = judge(means, labels, reference, ["mean_diff" if rank else name], groups=groups)
     return Fit(
         choose_direction(direction, means, labels, reference, site),
         norms.mean(axis=0),

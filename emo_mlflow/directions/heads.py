@@ -115,7 +115,7 @@ def direct_effects(
     grid = pd.MultiIndex.from_product([range(target_layer + 1), range(n_heads)], names=["layer", "head"]).to_frame(
         index=False
     )
-    for emotion, used, positive in contrasts(labels, reference):
+    for emotion, used, positive, _ in contrasts(labels, reference):
         written = np.zeros((len(used), n_layers, n_heads))
         total = np.zeros(len(used))
         for fold in make_folds(positive, seed):
@@ -142,7 +142,7 @@ def unranked(labels: Sequence[str], reference: str | None, n_layers: int, n_head
     """The table of `direct_effects` for a model whose heads have none: every head, nothing measured, ranks in the order of layers."""
     grid = pd.MultiIndex.from_product([range(n_layers), range(n_heads)], names=["layer", "head"]).to_frame(index=False)
     empty = dict.fromkeys(("direct_effect", "low", "high", "d"), np.nan)
-    emotions = [emotion for emotion, _, _ in contrasts(labels, reference)]
+    emotions = [emotion for emotion, _, _, _ in contrasts(labels, reference)]
     return pd.concat(
         [grid.assign(emotion=e, **empty, rank=range(1, len(grid) + 1)) for e in emotions], ignore_index=True
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +14,7 @@ from statsmodels.stats.proportion import proportion_confint
 
 from emo_mlflow.errors import UserError
 from emo_mlflow.settings.direction_choice import METHODS, parse_method
-from emo_mlflow.types import FloatArray
+from emo_mlflow.types import NEGATIVE, FloatArray
 
 Floats = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
@@ -118,24 +118,48 @@ def method_named(name: str) -> Method:
     return {"mean_diff": mean_difference, "lda": lda, "logistic": logistic}[kind]
 
 
-def contrasts(labels: Sequence[str], reference: str | None) -> Iterator[tuple[str, npt.NDArray[np.intp], Mask]]:
-    """Per emotion: its name, the rows of it and of what it is compared with, and which of these rows are its own.
+class Contrast(NamedTuple):
+    """An emotion and what it is compared with.
 
-    Without a reference emotion, an emotion is compared with all others together.
+    Attributes:
+        used: the rows of both.
+        positive: which of these are the emotion's.
+        paired: whether the emotion's rows come first, and the others after them in the order of their pairs.
+    """
+
+    emotion: str
+    used: npt.NDArray[np.intp]
+    positive: Mask
+    paired: bool = False
+
+    def displacements(self, x: Floats) -> tuple[Floats, Mask]:
+        """Rows that principal axes are fitted on, as (x, positive): of pairs, each pair's difference, beside zero."""
+        if not self.paired:
+            return x, self.positive
+        n = len(x) // 2
+        return np.vstack([x[:n] - x[n:], np.zeros_like(x[:1])]), np.arange(n + 1) < n
+
+
+def contrasts(labels: Sequence[str], reference: str | None) -> Iterator[Contrast]:
+    """The contrast of each emotion: with the other sides of its pairs, if there are any; or with the reference; or with all others together.
 
     Raises:
         UserError: if an emotion or what it is compared with has fewer than two texts.
     """
     names = np.array(labels)
     for emotion in dict.fromkeys(labels):
-        if emotion == reference:
+        if emotion == reference or emotion.endswith(NEGATIVE):
+            continue
+        if len(others := np.flatnonzero(names == f"{emotion}{NEGATIVE}")):
+            used = np.concatenate([np.flatnonzero(names == emotion), others])
+            yield Contrast(emotion, used, np.arange(len(used)) < len(used) - len(others), paired=True)
             continue
         used = np.flatnonzero((names == emotion) | (names == reference)) if reference else np.arange(len(names))
         positive = names[used] == emotion
         for who, count in ((emotion, positive.sum()), (reference or f"other than {emotion}", (~positive).sum())):
             if count < 2:
                 raise UserError(f"{count} text(s) of {who!r} to fit a direction on: at least 2 are needed")
-        yield emotion, used, positive
+        yield Contrast(emotion, used, positive)
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,29 +180,77 @@ def make_folds(positive: Mask, seed: int = 0) -> list[Fold]:
     return [Fold(np.flatnonzero(part != k), np.flatnonzero(part == k)) for k in range(count)]
 
 
+def make_pair_folds(groups: Sequence[int], seed: int = 0) -> list[Fold]:
+    """Up to five folds of pairs, with all of a group in one; rows are the pairs' first sides, then their second.
+
+    Args:
+        groups: of each pair.
+    """
+    n, distinct = len(groups), np.unique(groups)
+    count = min(FOLDS, len(distinct))
+    part_of = dict(zip(np.random.default_rng([seed, 2]).permutation(distinct).tolist(), np.arange(len(distinct)) % max(count, 1), strict=True))
+    part = np.array([part_of[group] for group in groups])
+    rows = np.tile(part, 2)
+    return [Fold(np.flatnonzero(rows != k), np.flatnonzero(rows == k)) for k in range(count)] if n and count > 1 else []
+
+
 def judge(
-    values: FloatArray, labels: Sequence[str], reference: str | None, methods: Sequence[str] = METHODS, seed: int = 0
+    values: FloatArray,
+    labels: Sequence[str],
+    reference: str | None,
+    methods: Sequence[str] = METHODS,
+    seed: int = 0,
+    groups: Sequence[int] = (),
 ) -> pd.DataFrame:
     """How well each method's direction tells texts apart that it was not fitted on, at every layer.
 
     Accuracy is balanced over the two classes; the threshold is midway between the projections of the fitted classes' means. AUC
     compares texts of one fold only, for directions of different folds have scales of their own (LeDell et al. 2015).
 
+    Of pairs, accuracy is the share of held-out pairs whose positive side projects higher (ties count half; Wilson's interval).
+
     Args:
         values: float32 [n_texts, n_layers, d].
+        groups: of each text, where there are pairs: texts of one group are held out together. Each has its own if none are given.
 
     Returns:
         emotion, method, layer, n_positive, n_negative, accuracy and auc, each with _low and _high of its 95% interval.
     """
     rows: list[dict[str, Any]] = []
-    for emotion, used, positive in contrasts(labels, reference):
-        folds = make_folds(positive, seed)
+    for contrast in contrasts(labels, reference):
+        own = np.asarray(groups)[contrast.used[contrast.positive]] if len(groups) else np.arange(int(contrast.positive.sum()))
+        folds = make_pair_folds(own.tolist(), seed) if contrast.paired else make_folds(contrast.positive, seed)
+        if not folds:
+            raise UserError(f"the pairs of {contrast.emotion!r} all share texts, so none can be judged by the others: give pairs of other texts")
         for method in methods:
             fit = method_named(method)
             for layer in range(values.shape[1]):
-                figures = _held_out(values[used, layer].astype(np.float64), positive, folds, fit)
-                rows.append({"emotion": emotion, "method": method, "layer": layer, **figures})
+                x = values[contrast.used, layer].astype(np.float64)
+                figures = _held_out_pairs(x, folds, fit, method) if contrast.paired else _held_out(x, contrast.positive, folds, fit)
+                rows.append({"emotion": contrast.emotion, "method": method, "layer": layer, **figures})
     return pd.DataFrame(rows)
+
+
+def of_contrast(fit: Method, method: str, contrast: Contrast, x: Floats) -> Floats:
+    """A method's direction: principal axes of pairs are those of their differences; the others see both sides."""
+    return fit(*contrast.displacements(x)) if method.startswith("pc") else fit(x, contrast.positive)
+
+
+def _held_out_pairs(x: Floats, folds: Sequence[Fold], fit: Method, method: str) -> dict[str, float]:
+    n = len(x) // 2
+    wins = np.zeros(n)
+    aucs = []
+    for fold in folds:
+        fitted = Contrast("", fold.fit, np.arange(len(fold.fit)) < len(fold.fit) // 2, paired=True)
+        score = x[fold.judge] @ of_contrast(fit, method, fitted, x[fold.fit])
+        half = len(fold.judge) // 2
+        wins[fold.judge[:half]] = (np.sign(score[:half] - score[half:]) + 1) / 2
+        aucs.append((half * half, auc(score, np.arange(2 * half) < half)))
+    share = float(wins.mean())
+    low, high = proportion_confint(share * n, n, alpha=1 - LEVEL, method="wilson")
+    weights = sum(weight for weight, _ in aucs)
+    accuracy = {"accuracy": share, "accuracy_low": float(low), "accuracy_high": float(high)}
+    return {"n_positive": n, "n_negative": n, **accuracy, **auc_with_interval(sum(w * value for w, value in aucs) / weights, n, n)}
 
 
 def _held_out(x: Floats, positive: Mask, folds: Sequence[Fold], fit: Method) -> dict[str, float]:

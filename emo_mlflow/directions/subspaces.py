@@ -38,7 +38,7 @@ def check_components(k: int, labels: Sequence[str], reference: str | None, d_mod
     Raises:
         UserError: naming the emotion with the fewest texts.
     """
-    for emotion, _, positive in contrasts(labels, reference):
+    for emotion, _, positive, _ in contrasts(labels, reference):
         most = min(int(positive.sum()), d_model)
         if not 1 <= k <= most:
             raise UserError(
@@ -69,12 +69,11 @@ def fit_subspaces(values: FloatArray, labels: Sequence[str], reference: str | No
     """
     check_components(k, labels, reference, values.shape[2])
     bases, explained = {}, {}
-    for emotion, used, positive in contrasts(labels, reference):
-        found = [
-            principal_axes(values[used, layer].astype(np.float64), positive, k) for layer in range(values.shape[1])
-        ]
-        bases[emotion] = np.stack([axes for axes, _ in found]).astype(np.float32)
-        explained[emotion] = np.stack([shares for _, shares in found]).astype(np.float32)
+    for contrast in contrasts(labels, reference):
+        layers = [values[contrast.used, layer].astype(np.float64) for layer in range(values.shape[1])]
+        found = [principal_axes(*contrast.displacements(x), k) for x in layers]
+        bases[contrast.emotion] = np.stack([axes for axes, _ in found]).astype(np.float32)
+        explained[contrast.emotion] = np.stack([shares for _, shares in found]).astype(np.float32)
     return Subspaces(bases, explained)
 
 
@@ -141,10 +140,12 @@ def stability(
         stability_low and stability_high (95% of the bootstrap), angle_median and angle_high (largest principal angle, degrees).
     """
     rows: list[dict[str, Any]] = []
-    for emotion, used, positive in contrasts(labels, reference):
+    for contrast in contrasts(labels, reference):
+        emotion = contrast.emotion
         for layer in range(values.shape[1]):
             axes = subspaces.bases[emotion][layer].astype(np.float64)
-            cosines = bootstrap_cosines(values[used, layer].astype(np.float64), positive, axes, n_bootstrap, seed)
+            x, positive = contrast.displacements(values[contrast.used, layer].astype(np.float64))
+            cosines = bootstrap_cosines(x, positive, axes, n_bootstrap, seed)
             overlaps, angles = overlap(cosines), largest_angle(cosines)
             low, high = np.quantile(overlaps, QUANTILES, axis=0)
             explained = subspaces.explained[emotion][layer].cumsum()

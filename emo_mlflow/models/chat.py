@@ -51,6 +51,11 @@ def _apply(tokenizer: PreTrainedTokenizerBase, conversation: Sequence[Turn], **o
         raise UserError(f"the model's chat template refuses a user's turn ({reason_of(error)}): use template=none") from None
 
 
+def takes_system(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the template has a place for a system turn."""
+    return _takes(tokenizer, turns("?", "?"))
+
+
 def _takes(tokenizer: PreTrainedTokenizerBase, conversation: Sequence[Turn]) -> bool:
     try:
         _apply(tokenizer, conversation, tokenize=False, add_generation_prompt=True)

@@ -40,14 +40,14 @@ def read_rows(path: Path, layout: Layout = PLAIN) -> list[DatasetRow]:
     if path.suffix.lower() not in SUFFIXES:
         raise UserError(f"dataset={str(path)!r} is neither builtin nor a file that ends in {', '.join(SUFFIXES)}")
     check_there(path, "dataset")
-    records, metadata = _records(path, layout.encoding)
+    records, metadata = read_records(path, layout.encoding)
     if not records:
         raise UserError(f"{path.name} has no rows: give at least two texts of each of two emotions")
     names = class_names(metadata, layout.emotion_column or "label")
     return [_checked(f"{path.name}, {place}", record) for place, record in with_columns(records, layout, path, names)]
 
 
-def _records(path: Path, encoding: str) -> tuple[list[Placed], Mapping[bytes, bytes] | None]:
+def read_records(path: Path, encoding: str) -> tuple[list[Placed], Mapping[bytes, bytes] | None]:
     """Every row with the place where a person finds it (its line in a text file, its number in a parquet file), and a parquet file's metadata."""
     suffix = path.suffix.lower()
     try:

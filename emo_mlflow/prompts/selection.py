@@ -13,10 +13,12 @@ from emo_mlflow.common.names import same_name
 from emo_mlflow.errors import UserError
 from emo_mlflow.prompts.columns import PLAIN, Layout
 from emo_mlflow.prompts.files import DatasetRow, builtin_rows, read_rows
+from emo_mlflow.prompts.pairs import prompts_of, read_pairs
 from emo_mlflow.prompts.repeats import RULE, exclaimed, normalised
 from emo_mlflow.types import Prompt, digest
 
 REFERENCE = "neutral"
+EVERY = 10**9  # test prompts: all that there are
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class PromptSet:
         split: how texts came to be for fitting or for testing.
         n_duplicates: texts that were dropped, because they repeat another or stand under several emotions.
         spellings: how the data set writes the reference's name.
+        groups: where directions are fitted on pairs: of each text to fit on, texts of one group are held out together (`pairs.prompts_of`).
     """
 
     fit: tuple[Prompt, ...]
@@ -42,10 +45,13 @@ class PromptSet:
     split: str
     n_duplicates: int
     spellings: tuple[str, ...] = (REFERENCE,)
+    groups: tuple[int, ...] = ()
 
     @property
     def compared_with(self) -> str:
         """What directions are measured against, for the terminal."""
+        if self.groups:
+            return f"the other side of each pair, {len(self.fit) // 2} pairs"
         if self.reference is None:
             return f"NONE: each emotion is compared with all others together, for no text of {self.source} has the emotion {REFERENCE!r}"
         n_fit = sum(prompt.emotion == self.reference for prompt in self.fit)
@@ -59,7 +65,14 @@ def fit_hash(prompts: Iterable[Prompt]) -> str:
 
 
 def load_prompts(
-    dataset: str = "builtin", *, emotions: Sequence[str] | None = None, max_samples: int, seed: int = 0, layout: Layout = PLAIN
+    dataset: str = "builtin",
+    *,
+    emotions: Sequence[str] | None = None,
+    max_samples: int,
+    seed: int = 0,
+    layout: Layout = PLAIN,
+    pairs: str = "",
+    personas: str = "",
 ) -> PromptSet:
     """The built-in prompts, or those of a JSONL, CSV, TSV or parquet file with the columns text, emotion and optionally role.
 
@@ -76,10 +89,16 @@ def load_prompts(
         emotions: the emotions to keep, in whatever case; None for all.
         max_samples: test prompts at most, drawn by `seed`; a larger number only adds to them.
         layout: of a file whose columns are called otherwise, or that is in another encoding.
+        pairs: a file of contrastive pairs to fit on (`pairs.read_pairs`), in place of the data set's texts; `emotions` are then the pairs'.
+        personas: of a file of endings.
 
     Raises:
-        UserError: if the file cannot be read, lacks something, or does not have what is asked for.
+        UserError: if a file cannot be read, lacks something, or does not have what is asked for.
     """
+    if pairs:
+        return _on_pairs(load_prompts(dataset, max_samples=EVERY, seed=seed, layout=layout), Path(pairs), personas, emotions, max_samples, layout)
+    if personas:
+        raise UserError(f"personas={personas!r} needs pairs=: they stand in front of its endings")
     if max_samples < 1:
         raise UserError(f"max_samples={max_samples} leaves nothing to continue: give at least 1")
     rows, source = (builtin_rows(), "builtin") if dataset == "builtin" else (read_rows(Path(dataset), layout), Path(dataset).name)
@@ -106,6 +125,19 @@ def load_prompts(
         )
     random.Random(f"test prompts {seed}").shuffle(test)
     return PromptSet(fit, tuple(test[:max_samples]), chosen, reference, source, split, len(rows) - len(distinct), spellings)
+
+
+def _on_pairs(
+    prompts: PromptSet, file: Path, personas: str, emotions: Sequence[str] | None, max_samples: int, layout: Layout
+) -> PromptSet:
+    """The same prompts to continue, but for those that are among the pairs, and directions fitted on the pairs."""
+    fit, names, groups = prompts_of(read_pairs(file, personas, layout), emotions, file.name)
+    fitted = {normalised(prompt.text) for prompt in fit}
+    test = [prompt for prompt in prompts.test if normalised(prompt.text) not in fitted][:max_samples]
+    if not test:
+        raise UserError(f"{prompts.source} has no texts to test on that are not among the pairs of {file.name}: give others with dataset=")
+    split = f"pairs of {file.name} to fit on; {prompts.split} to test on"
+    return replace(prompts, fit=tuple(fit), test=tuple(test), emotions=names, reference=None, split=split, groups=groups)
 
 
 def emotions_to_continue(prompts: PromptSet, max_samples: int, seed: int) -> PromptSet:

@@ -12,8 +12,10 @@ from emo_mlflow.comparison import Comparison
 from emo_mlflow.comparison.families import OWN, WHOLE, parse_family, significant
 from emo_mlflow.comparison.recommendations import MOST_BROKEN, largest
 from emo_mlflow.comparison.rows import records
+from emo_mlflow.report.findings import SMALLEST_EFFECT
 from emo_mlflow.report.highlights import setting_name
 from emo_mlflow.statistics.specificity import SAME
+from emo_mlflow.sweeping.schemas import FLUENCY
 
 Words = Mapping[str, str]
 
@@ -32,7 +34,29 @@ def answer(comparison: Comparison, t: Words) -> list[str]:
     cases = comparison.tables["recommendations"]
     known = cases[cases["reason"] != "no_target"]
     first = [_verdict(comparison, known, t), _largest(comparison, t)] if len(known) else [t["untargeted"]]
-    return [text for text in (*first, _tests(comparison, t), _limits(comparison, t)) if text]
+    return [text for text in (*first, *_asking(comparison, t), _tests(comparison, t), _limits(comparison, t)) if text]
+
+
+def _asking(comparison: Comparison, t: Words) -> list[str]:
+    """Per case and way of asking, whether it does more than the condition of the direction that does most, as the test of their difference says."""
+    table = comparison.tables["against_asking"]
+    if not len(table):
+        return []
+    sentences = []
+    for (model, emotion, arm), rows in table.groupby(["model", "emotion", "arm"], sort=False):
+        own = rows[rows[OWN].astype(bool) & rows["effect_direction"].notna()]
+        if not len(own):
+            continue
+        best = records(own.loc[[own["effect_direction"].idxmax()]])[0]
+        broken = rows[(rows["condition_id"] == best["condition_id"]) & (rows["metric"] == FLUENCY["broken"])]
+        found = "same" if not significant(best["p_holm"]) else "direction" if best["difference"] > 0 else "asking"
+        if max(abs(best["effect_asking"]), abs(best["effect_direction"])) < SMALLEST_EFFECT:
+            found = "neither"
+        claim = t[f"asking_{found}"].format(least=SMALLEST_EFFECT)
+        words = {**best, "case": t["case"].format(model=model, emotion=emotion), "arm": t[f"arm_{arm}"], "claim": claim}
+        price = [t["asking_broken"].format(**row) for row in records(broken.dropna(subset=["effect_direction", "effect_asking"]))]
+        sentences.append(t["asking"].format(**words, count=len(own), ends=_ends(best, t)) + "".join(price))
+    return sentences
 
 
 def movement(tables: Sequence[pd.DataFrame], t: Words) -> dict[str, str]:

@@ -16,6 +16,7 @@ from emo_mlflow.statistics.moments import Floats
 from emo_mlflow.sweeping.results import SweepResult, controlled
 from emo_mlflow.sweeping.schemas import FLUENCY
 
+SMALLEST_EFFECT = 0.02  # of a probability; a smaller change is not called one
 BROKEN = FLUENCY["broken"]
 
 

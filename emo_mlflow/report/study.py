@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
+from emo_mlflow.report.agreement import agreement_paragraphs
 from emo_mlflow.report.blocks import Block, Bullets, Heading, Paragraph, Picture, Table, escape, to_html, to_markdown
 from emo_mlflow.report.style import BASELINE, INK, MUTED, PATCHED, new_figure, save
 from emo_mlflow.studying.finished import StudyResult, largest_changes
@@ -147,6 +148,7 @@ def _blocks(result: StudyResult) -> Iterator[Block]:
     yield Heading(f"Study of {result.model}", 1)
     yield Bullets([f"{sentence(result, answer)} {price(answer)}" for answer in result.answers])
     yield Picture("figures/against_draws.png", "Diamond and line: the direction and its 95% interval. Strokes: random directions.")
+    yield from agreement_paragraphs(result.facts, {answer.metric for answer in result.answers})
     yield Heading("What the words mean")
     yield Table(("verdict", "what is claimed"), [(name, text) for name, text in MEANING.items()])
     yield Heading("Against each kind of control")

@@ -12,15 +12,17 @@ import pandas as pd
 from emo_mlflow.report.agreement import agreement_paragraphs
 from emo_mlflow.report.blocks import Block, Bullets, Heading, Paragraph, Picture, Table, escape, to_html, to_markdown
 from emo_mlflow.report.figures import against_random, effect_against_price, heat_maps
-from emo_mlflow.report.findings import Finding, findings
+from emo_mlflow.report.findings import BROKEN, SMALLEST_EFFECT, Finding, effect_table, findings
 from emo_mlflow.report.style import save
 from emo_mlflow.scoring.broken import RISE
+from emo_mlflow.scoring.targets import target_metric
 from emo_mlflow.sweeping.results import SweepResult
 from emo_mlflow.sweeping.schemas import KEYS
+from emo_mlflow.types import ASKING
 
-SMALLEST_EFFECT = 0.02  # of a probability; a smaller change is not called one
 EXAMPLES_PER_EMOTION = 8
 IN_REPORT = 3
+ASKED_BY = {"instruction": "an instruction", "examples": "{shots} texts of it in front"}
 FIGURES = {
     "layers": "Mean difference from the baseline, by layer. White is no change.",
     "against_random": "Each emotion's strongest condition against random directions of the same norm at the same layer.",
@@ -52,8 +54,25 @@ def verdict(found: Finding) -> str:
 
 
 def verdicts(result: SweepResult) -> list[str]:
-    """A Markdown bullet per emotion: what its direction did at its strongest condition."""
-    return [f"- {escape(verdict(item))}" for item in findings(result)]
+    """A Markdown bullet per emotion: what its direction did at its strongest condition; then what asking for it did."""
+    return [f"- {escape(text)}" for text in (*map(verdict, findings(result)), *asking_lines(result))]
+
+
+def asking_lines(result: SweepResult) -> list[str]:
+    """A sentence per emotion and way of asking for it: what that does to the emotion's own label, and to the text."""
+    table = effect_table(result)
+    lines = []
+    for _, rows in table[table["kind"].isin(ASKING)].groupby("condition_id", sort=False):
+        by_metric = {row["metric"]: row for row in rows.to_dict("records")}
+        emotion, kind = str(rows["emotion"].iloc[0]), str(rows["kind"].iloc[0])
+        if (target := target_metric(emotion, set(by_metric))) is None:
+            continue
+        own, broken = by_metric[target], by_metric.get(BROKEN)
+        change = f"{own['mean_baseline']:.2f} to {own['mean_patched']:.2f} ({own['mean_diff']:+.2f}, n = {own['n']})"
+        known = broken is not None and not isnan(broken["mean_patched"])
+        price = f"; broken text {broken['mean_baseline']:.0%} to {broken['mean_patched']:.0%}" if broken is not None and known else ""
+        lines.append(f"{emotion}, asked for by {ASKED_BY[kind].format(shots=result.config.shots)}: {target} from {change}{price}.")
+    return lines
 
 
 def summary_lines(result: SweepResult) -> list[str]:
@@ -80,6 +99,8 @@ def summary_lines(result: SweepResult) -> list[str]:
         lines.append(f"p: the chance of as much from {chance}, for one emotion")
     if any(found.breaks_text for found in strongest):
         lines.append(f"!: breaks text: the share of broken text is up by more than {100 * RISE:.0f} points")
+    asking = asking_lines(result)
+    lines += ["", *asking] if asking else []
     return [*lines, *([f"{failed} cells failed; completions.parquet says why"] if failed else []), ""]
 
 
@@ -164,7 +185,7 @@ def _blocks(result: SweepResult, found: Sequence[Finding], examples: pd.DataFram
     versions = ", ".join(f"{name} {version}" for name, version in result.facts["versions"].items())
     return [
         Heading(f"Sweep of {result.config.model}", 1),
-        Bullets([verdict(item) for item in found]),
+        Bullets([*map(verdict, found), *asking_lines(result)]),
         Paragraph(
             "Each is the condition with the largest change of that emotion's own label, of all layers and strengths that were tried, "
             "so its size is too large. p is the share of random directions, searched over the same conditions, that do as much, "

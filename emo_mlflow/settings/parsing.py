@@ -11,6 +11,7 @@ from typing import Any
 from emo_mlflow.errors import UserError
 from emo_mlflow.settings.direction_choice import parse_direction
 from emo_mlflow.settings.schedules import schedule_factors
+from emo_mlflow.types import ASKING
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,14 @@ def items(text: str) -> list[str]:
 def each(parse: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]]:
     """Reads a list, each item as `parse` does."""
     return lambda text: tuple(dict.fromkeys(parse(item) for item in items(text)))
+
+
+def arms(text: str) -> tuple[str, ...]:
+    """What is compared with the baseline: `direction`, and kinds of asking."""
+    found = each(choice("direction", *ASKING))(text)
+    if "direction" not in found:
+        raise UserError(f"has nothing to compare {found[0]} with: give direction,{','.join(found)}")
+    return found
 
 
 def emotions(text: str) -> tuple[str, ...] | None:

@@ -28,6 +28,8 @@ class SteerSettings:
     text_column: str = same_as(SweepSettings, "text_column")
     emotion_column: str = same_as(SweepSettings, "emotion_column")
     encoding: str = same_as(SweepSettings, "encoding")
+    pairs: str = same_as(SweepSettings, "pairs")
+    personas: str = same_as(SweepSettings, "personas")
     directions: str = same_as(SweepSettings, "directions")
     direction: str = same_as(SweepSettings, "direction")
     alpha_unit: AlphaUnit = same_as(SweepSettings, "alpha_unit")

@@ -65,6 +65,8 @@ class StudySettings:
     text_column: str = same_as(SweepSettings, "text_column")
     emotion_column: str = same_as(SweepSettings, "emotion_column")
     encoding: str = same_as(SweepSettings, "encoding")
+    pairs: str = same_as(SweepSettings, "pairs")
+    personas: str = same_as(SweepSettings, "personas")
     emotions: tuple[str, ...] | None = same_as(SweepSettings, "emotions")
     layers: Mapping[str, int] = parameter(
         layer_by_emotion, "auto",

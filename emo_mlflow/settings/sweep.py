@@ -11,6 +11,7 @@ from emo_mlflow.settings.combinations import bands_of, bands_text, combine
 from emo_mlflow.settings.declared import parameter, read, table_of
 from emo_mlflow.settings.layers import resolve_layers
 from emo_mlflow.settings.parsing import (
+    arms,
     as_it_is,
     batch_size,
     boolean,
@@ -56,6 +57,10 @@ class SweepFields:
     text_column: str = parameter(as_it_is, "", "Name of the data set's column with the texts, where it is not text.", "what", before="")
     emotion_column: str = parameter(as_it_is, "", "Name of the data set's column with the emotions, where it is not emotion.", "what", before="")
     encoding: str = parameter(as_it_is, "", "Of the data set's file, such as latin-1; UTF-8 and marked UTF-16 need none.", "what", before="")
+    pairs: str = parameter(
+        as_it_is, "", "Contrastive pairs to fit on: a file with positive and negative (and emotion), CAA's choices, or endings.", "what", before=""
+    )
+    personas: str = parameter(as_it_is, "", "Who speaks the endings of pairs=: grateful/indifferent.", "what", before="")
     emotions: Any
     layers: Any
     alphas: tuple[float, ...] = parameter(each(number), "1.0", "Strengths, such as 1.0 or -2,-1,0.5.", "how much")
@@ -83,6 +88,15 @@ class SweepFields:
         direction, "mean_diff", "What is fitted and injected: mean_diff, pc1 (pc2, ...), lda, logistic or subspace:K.", "what",
         of_child=True, apart=11,
     )
+    arms: tuple[str, ...] = parameter(
+        arms, "direction",
+        "What is compared with the baseline: direction, and beside it instruction (the emotion is asked for), examples (texts of it come first).",
+        "what", before="direction",
+    )
+    instructions: str = parameter(
+        as_it_is, "", 'A .json file {"EMOTION": "instruction"} for the arm instruction; default: built in.', "what", before=""
+    )
+    shots: int = parameter(integer(1), "4", "Texts of the emotion that come first in the arm examples.", "what", before="4")
     combine: str = parameter(
         combine, "", "Further conditions of several directions at once, such as gratitude+apology:-0.5.", "what", apart=18, before="",
     )
@@ -188,7 +202,12 @@ class HeadFields:
     site: Site = "resid_pre"
     direction: str = "mean_diff"
     directions: str = "fit"
+    pairs: str = ""
+    personas: str = ""
     combine: str = ""
+    arms: tuple[str, ...] = ("direction",)
+    instructions: str = ""
+    shots: int = 4
     scope: str = parameter(
         scope, "all", "Positions: all (the prompt too), generated (every new one), window (the last W), first:K, prompt, prompt:K.", "where"
     )
@@ -247,8 +266,12 @@ def make_config(profile: str = DEFAULT, given: Mapping[str, str | None] | None =
         raise UserError(
             f"direction={settings.direction} chooses what is fitted, and directions={settings.directions} is fitted already: give one of them"
         )
+    if settings.directions != "fit" and settings.pairs:
+        raise UserError(f"pairs={settings.pairs} are to fit on, and directions={settings.directions} is fitted already: give one of them")
     if settings.alpha_unit == "kl" and ("+" in settings.layers or settings.combine):
         raise UserError("alpha_unit=kl finds the strength of one edit, and not of several: use vector or residual for bands and combine=")
+    if settings.instructions and "instruction" not in settings.arms:
+        raise UserError(f"instructions={settings.instructions!r} needs arms=direction,instruction")
     check_form(settings)
     return settings
 

@@ -22,6 +22,8 @@ class VectorSettings:
     text_column: str = same_as(SweepSettings, "text_column")
     emotion_column: str = same_as(SweepSettings, "emotion_column")
     encoding: str = same_as(SweepSettings, "encoding")
+    pairs: str = same_as(SweepSettings, "pairs")
+    personas: str = same_as(SweepSettings, "personas")
     emotions: tuple[str, ...] | None = same_as(SweepSettings, "emotions")
     site: Site = same_as(SweepSettings, "site")
     direction: str = same_as(SweepSettings, "direction")

@@ -252,7 +252,8 @@ class PackDecoder:
         decoded = []
         for i, kept, broken in found:
             row = self.rows[i]  # one that did not ask has no likelihood, whichever rows it was packed with
-            values = nll.get((row.tokens, kept), UNKNOWN) if row.with_nll else UNKNOWN
+            asked = row.with_nll and row.likely_after is None
+            values = nll.get((row.tokens, kept), UNKNOWN) if asked else UNKNOWN
             decoded.append(Decoded(row, kept, self._n_patched(i, len(kept)), *values, broken))
         return decoded
 
@@ -268,7 +269,7 @@ class PackDecoder:
         rows = {
             (self.rows[i].tokens, kept): (at, i)
             for at, (i, kept, broken) in enumerate(found)
-            if kept and broken is None and self.rows[i].with_nll
+            if kept and broken is None and self.rows[i].with_nll and self.rows[i].likely_after is None
         }
         if not rows:
             return {}

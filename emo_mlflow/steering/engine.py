@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from threading import Event
 
 import numpy as np
@@ -19,7 +19,7 @@ from emo_mlflow.common.machine import free_memory
 from emo_mlflow.errors import UserError
 from emo_mlflow.models.blocks import BlockStack
 from emo_mlflow.steering.decoding import UNKNOWN, Decoded, PackDecoder
-from emo_mlflow.steering.likelihood import distinct_2
+from emo_mlflow.steering.likelihood import distinct_2, texts_nll
 from emo_mlflow.steering.packing import Row, plan_packs
 from emo_mlflow.steering.parallel import n_cores, on_threads
 from emo_mlflow.steering.positions import edits_prompts
@@ -119,9 +119,21 @@ class Engine:
 
     def _run(self, pack: Sequence[Row]) -> list[Completion]:
         with attention_kernel(self.stack.device):
-            decoded = self._decode(pack)
+            decoded = self._judged(self._decode(pack))
         texts = self.decode([list(item.tokens) for item in decoded])
         return [_completion(item, text) for item, text in zip(decoded, texts, strict=True)]
+
+    def _judged(self, decoded: Sequence[Decoded]) -> list[Decoded]:
+        """With the likelihoods of texts that are judged behind another prompt than they continue."""
+        wanted = {
+            i: (item.row.likely_after, item.tokens)
+            for i, item in enumerate(decoded)
+            if item.row.with_nll and item.row.likely_after is not None and item.tokens and item.overflow_step is None
+        }
+        distinct = list(dict.fromkeys(wanted.values()))
+        lines = dict(zip(distinct, texts_nll(self.stack, distinct), strict=True))
+        found = {i: (float(lines[pair].mean()), float(lines[pair].std(correction=0))) for i, pair in wanted.items()}
+        return [replace(item, nll=found[i][0], nll_sd=found[i][1]) if i in found else item for i, item in enumerate(decoded)]
 
     def _decode(self, pack: Sequence[Row]) -> list[Decoded]:
         """The pack's rows, divided among as many threads as it has enough rows for."""

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import groupby, islice, pairwise
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from emo_mlflow.models.blocks import BlockStack
+from emo_mlflow.models.kv_cache import PackedCache
 from emo_mlflow.steering.packing import Layout
+from emo_mlflow.types import Tokens
 
 LOGITS_BYTES = {"cpu": 128 * 2**20}
 LOGITS_BYTES_ON_A_GPU = 2 * 2**30
@@ -73,6 +75,26 @@ def _run_above(
             layout.cache.select(slice(chunk.start, chunk.start + count))
             streams[:count] = stack.run_block(layer, streams[:count], entry, slice(0, count))
     return streams
+
+
+@torch.inference_mode()
+def texts_nll(stack: BlockStack, pairs: Sequence[tuple[Tokens, Tokens]]) -> list[Tensor]:
+    """NLL (nats) of each token of a text behind a prompt under the unpatched model, float64 [tokens] each, on the CPU.
+
+    Pairs of one length are run together: nothing is padded, and a model that encodes long texts in another way sees none beside them.
+    """
+    found: dict[int, Tensor] = {}
+    by_length = sorted(range(len(pairs)), key=lambda i: sum(map(len, pairs[i])))
+    for length, members in groupby(by_length, key=lambda i: sum(map(len, pairs[i]))):
+        at_once = max(1, TOKENS_AT_ONCE.get(stack.device.type, TOKENS_ON_A_GPU) // length)
+        waiting = iter(members)
+        while group := list(islice(waiting, at_once)):
+            tokens = torch.tensor([[*pairs[i][0], *pairs[i][1]] for i in group], device=stack.device)
+            *_, last = stack.boundaries(tokens, PackedCache(len(group), length))
+            for line, i in enumerate(group):
+                start, end = len(pairs[i][0]), length
+                found[i] = nll_of(stack, last[line, start - 1 : end - 1], tokens[line, start:end]).double().cpu()
+    return [found[i] for i in range(len(pairs))]
 
 
 def logits_at_once(stack: BlockStack) -> int:

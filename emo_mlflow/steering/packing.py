@@ -28,6 +28,7 @@ class Row:
         patch: None for the baseline.
         noise_seed: what sampling noise is drawn from; rows of one prompt and sample share it, so that conditions are paired.
         with_nll: whether the text's likelihood under the unpatched model is computed, which takes a third of the time.
+        likely_after: the prompt behind which the text's likelihood is taken, where that is not the one that it continues.
     """
 
     cell: Cell
@@ -35,6 +36,7 @@ class Row:
     patch: Intervention | None
     noise_seed: int = 0
     with_nll: bool = True
+    likely_after: Tokens | None = None
 
 
 def pack_key(patch: Intervention, prompt_length: int) -> tuple[object, ...]:

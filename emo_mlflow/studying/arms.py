@@ -25,6 +25,7 @@ class Sources:
         residual_norms: float32 [n_layers].
         means: float32 [n_texts, n_layers, d_model], of the texts that directions were fitted on.
         labels: each text's emotion.
+        groups: as in `readouts.judge`.
         deviations: by layer, float32 [n_tokens, d_model], of the stream at their tokens from its mean; empty without `controls=covariance`.
     """
 
@@ -34,6 +35,7 @@ class Sources:
     means: FloatArray
     labels: Sequence[str]
     reference: str | None
+    groups: Sequence[int] = ()
     deviations: Mapping[int, FloatArray] = field(default_factory=dict)
 
 

@@ -72,11 +72,17 @@ def prepare_study(settings: StudySettings) -> StudyInputs:
     """
     device, spec = pick_device(settings.device), resolve(settings.model)
     prompts = load_prompts(
-        settings.dataset, emotions=settings.emotions, max_samples=settings.max_samples, seed=settings.seed, layout=Layout.of(settings)
+        settings.dataset,
+        emotions=settings.emotions,
+        max_samples=settings.max_samples,
+        seed=settings.seed,
+        layout=Layout.of(settings),
+        pairs=settings.pairs,
+        personas=settings.personas,
     )
     for values, what in ((settings.layers, "layers"), (settings.alpha, "alpha")):
         check_emotions(values, prompts.emotions, what)
-    if prompts.reference is None:
+    if prompts.reference is None and not prompts.groups:
         raise UserError(f"{prompts.source} has no neutral texts: a study needs them to fit on and to continue; give some the emotion neutral")
     if len(prompts.test) < FEWEST:
         missing = FEWEST - len(prompts.test)
@@ -128,7 +134,7 @@ def lay_out(inputs: StudyInputs) -> StudyPlan:
     means, norms = text_means(stack, texts, settings.site, fingerprint=loaded.fingerprint)
     labels = [prompt.emotion for prompt in prompts.fit]
     directions = choose_direction(settings.direction, means, labels, prompts.reference, settings.site)
-    sources = Sources(settings.direction, directions, norms.mean(axis=0), means, labels, prompts.reference)
+    sources = Sources(settings.direction, directions, norms.mean(axis=0), means, labels, prompts.reference, prompts.groups)
     places = _places(inputs, _readings(sources, settings), loaded.n_layers)
     design = _design(settings, places, prompts.test, second)
     layers = {layer for place in places for layer in place.layers}
@@ -182,7 +188,7 @@ def _tokens(loaded: LoadedModel, prompts: Sequence[Prompt], settings: StudySetti
 
 def _readings(sources: Sources, settings: StudySettings) -> dict[str, Reading]:
     name, rank = parse_direction(settings.direction)
-    table = judge(sources.means, sources.labels, sources.reference, ["mean_diff" if rank else name], settings.seed)
+    table = judge(sources.means, sources.labels, sources.reference, ["mean_diff" if rank else name], settings.seed, sources.groups)
     return {
         str(emotion): Reading(rows["accuracy"].to_numpy(np.float32), rows["accuracy_low"].to_numpy(np.float32))
         for emotion, rows in table.groupby("emotion", sort=False)

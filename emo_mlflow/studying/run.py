@@ -214,13 +214,14 @@ def _completions(items: Sequence[Completion]) -> pd.DataFrame:
 def _facts(plan: StudyPlan) -> dict[str, object]:
     loaded, prompts = plan.loaded, plan.inputs.prompts
     return {
-        "model": {"name": loaded.spec.name, "source": loaded.spec.source, "revision": loaded.spec.revision},
+        "model": {"name": loaded.spec.name, "source": loaded.spec.source, "revision": loaded.spec.revision, **loaded.quantised},
         "model_type": loaded.model.config.get_text_config().model_type,
         "model_fingerprint": loaded.fingerprint,
         "n_layers": loaded.n_layers,
         "d_model": loaded.d_model,
         "device": str(plan.stack.device),
         "scorer_fingerprints": dict(plan.inputs.scorers.fingerprints),
+        "agreement": plan.inputs.scorers.agreement,
         "reference": prompts.reference,
         "prompt_source": prompts.source,
         "prompt_split": prompts.split,

@@ -37,7 +37,7 @@ def find_doses(
     Raises:
         UserError: if a budget cannot be met.
     """
-    alike = {condition.condition_id: _alike(condition) for condition in conditions if condition.kind != "baseline"}
+    alike = {condition.condition_id: _alike(condition) for condition in conditions if condition.steers}
     wanted = list(dict.fromkeys(alike.values()))
     patches = [direction_patch(fit, at_dose(condition, 1.0), 1) for condition in wanted]
     meter = budget_meter(loaded, stack, {patch.boundary for patch in patches}, config.prepend_bos)

@@ -37,7 +37,7 @@ def over_directions(
     """
     if file is None:
         fit = fit_directions(
-            stack, prompts.fit, texts, config.site, prompts.reference, config.direction, fingerprint=loaded.fingerprint
+            stack, prompts.fit, texts, config.site, prompts.reference, config.direction, fingerprint=loaded.fingerprint, groups=prompts.groups
         )
     else:
         fit = _read(file, config, loaded, stack, texts)

@@ -63,7 +63,7 @@ def estimate(plan: Plan) -> Estimate:
     ) * texts
     tokens = plan.n_cells * config.sequence_length
     flops = 2.0 * (body * passes + (1 + sum(measured) / len(measured)) * head * tokens)
-    longest = max(len(ids) for ids in plan.tokens.values())
+    longest = max(len(ids) for found in (plan.tokens, *plan.fronted.values()) for ids in found.values())
     rows = plan.engine.estimate(longest, longest if config.scope.startswith(("all", "prompt")) else 1)
     batch = min(config.batch_size or rows.batch_size, plan.n_cells)
     weights = sum(p.numel() * p.element_size() for p in stack.model.parameters())

@@ -16,7 +16,7 @@ from emo_mlflow.errors import UserError
 from emo_mlflow.settings.sweep import BEFORE, SweepConfig
 from emo_mlflow.settings.tables import PARAMETERS
 from emo_mlflow.sweeping.schemas import CONDITIONS, KEYS, TABLES
-from emo_mlflow.types import Edit
+from emo_mlflow.types import ASKING, Edit, Kind
 
 FACTS: dict[str, type] = {"n_layers": int, "model_fingerprint": str, "scorer_fingerprints": dict}
 # The settings that are lists, and what their items are.
@@ -85,9 +85,11 @@ def with_settings(conditions: pd.DataFrame, config: Mapping[str, Any]) -> pd.Dat
 
 
 def _check_conditions(table: pd.DataFrame, where: str) -> None:
-    if not set(table["kind"]) <= {"baseline", "emotion", "random"} or (table["kind"] == "baseline").sum() != 1:
-        raise UserError(f"{where} does not have exactly one baseline and else emotions and random controls")
-    patched = table[table["kind"] != "baseline"]
+    if not set(table["kind"]) <= set(get_args(Kind)) or (table["kind"] == "baseline").sum() != 1:
+        raise UserError(f"{where} does not have exactly one baseline and else conditions of the kinds {', '.join(get_args(Kind)[1:])}")
+    if table.loc[table["kind"].isin(ASKING), ["emotion", "front"]].isna().any(axis=None):
+        raise UserError(f"{where} has conditions that ask for an emotion, without its name or what is asked")
+    patched = table[table["kind"].isin(["emotion", "random"])]
     undrawn = patched.loc[patched["kind"] == "random", "draw"].isna().any()
     if patched[["emotion", "layer", "alpha"]].isna().any(axis=None) or undrawn:
         raise UserError(f"{where} has conditions without emotion, layer, alpha or draw")

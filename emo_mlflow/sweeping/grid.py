@@ -21,6 +21,7 @@ class Grid:
     Attributes:
         tokens: by prompt id, the document-start token included.
         own: by emotion, the prompts that its conditions continue; None where all conditions continue all prompts.
+        fronted: by condition that puts something in front of prompts, the tokens by prompt id then.
     """
 
     config: SweepConfig
@@ -28,6 +29,7 @@ class Grid:
     conditions: tuple[Condition, ...]
     tokens: Mapping[str, Tokens]
     own: Mapping[str, Sequence[str]] | None = field(default=None, kw_only=True)
+    fronted: Mapping[str, Mapping[str, Tokens]] = field(default_factory=dict, kw_only=True)
 
     @cached_property
     def n_cells(self) -> int:
@@ -48,7 +50,10 @@ class Grid:
         """A cell made ready for the engine."""
         noise = noise_seed(self.config.seed, cell.prompt_id, cell.sample)
         with_nll = self.has_likelihood(self._by_id[cell.condition_id])
-        return Row(cell, self.tokens[cell.prompt_id], self._patch(cell.condition_id), noise, with_nll)
+        prompt = self.tokens[cell.prompt_id]
+        if cell.condition_id in self.fronted:
+            return Row(cell, self.fronted[cell.condition_id][cell.prompt_id], None, noise, with_nll, likely_after=prompt)
+        return Row(cell, prompt, self._patch(cell.condition_id), noise, with_nll)
 
     def has_likelihood(self, condition: Condition) -> bool:
         """Whether a condition's texts get their likelihood under the unpatched model."""
@@ -66,7 +71,7 @@ class Grid:
     def _patch(self, condition_id: str) -> Intervention | None:
         if condition_id not in self._patches:
             condition = self._by_id[condition_id]
-            self._patches[condition_id] = None if condition.kind == "baseline" else intervention(self.swept, condition, self.config)
+            self._patches[condition_id] = intervention(self.swept, condition, self.config) if condition.steers else None
         return self._patches[condition_id]
 
 

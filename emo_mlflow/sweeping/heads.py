@@ -70,7 +70,7 @@ def replacements(
         states: of texts that are not among the prompts to be continued.
     """
     found: dict[str, FloatArray] = {}
-    for emotion, used, positive in contrasts(labels, reference):
+    for emotion, used, positive, _ in contrasts(labels, reference):
         own, others = (
             states.heads[rows].mean(axis=0, dtype=np.float64).astype(np.float32) for rows in (used[positive], used[~positive])
         )

@@ -28,6 +28,7 @@ from emo_mlflow.settings.sweep import HeadConfig, SweepConfig, SweepSettings
 from emo_mlflow.settings.templates import form_of
 from emo_mlflow.steering.engine import Engine
 from emo_mlflow.steering.operations import HEAD_REPLACEMENTS
+from emo_mlflow.sweeping.asking import asked, asking_conditions
 from emo_mlflow.sweeping.budgets import check_budgets
 from emo_mlflow.sweeping.directions import over_directions
 from emo_mlflow.sweeping.grid import Grid
@@ -44,6 +45,7 @@ class Inputs:
     Attributes:
         emotions: those that are injected.
         directions_file: where directions are taken from, instead of being fitted.
+        asking: conditions that ask for an emotion instead of steering.
     """
 
     settings: SweepSettings
@@ -53,6 +55,7 @@ class Inputs:
     spec: ModelSpec
     device: torch.device
     directions_file: Path | None
+    asking: tuple[Condition, ...] = ()
 
 
 def prepare(settings: SweepSettings, directions_file: Path | None = None) -> Inputs:
@@ -68,7 +71,13 @@ def prepare(settings: SweepSettings, directions_file: Path | None = None) -> Inp
     spec = resolve(settings.model)
     named = settings.emotions if directions_file is None else None
     prompts = load_prompts(
-        settings.dataset, emotions=named, max_samples=settings.max_samples, seed=settings.seed, layout=Layout.of(settings)
+        settings.dataset,
+        emotions=named,
+        max_samples=settings.max_samples,
+        seed=settings.seed,
+        layout=Layout.of(settings),
+        pairs=settings.pairs,
+        personas=settings.personas,
     )
     emotions = prompts.emotions
     if directions_file is not None:
@@ -82,7 +91,8 @@ def prepare(settings: SweepSettings, directions_file: Path | None = None) -> Inp
     check(spec, device, getattr(torch, settings.dtype))
     form = resolved_form(spec, settings)
     settings = replace(settings, template=form.template, fit_on=form.fit_on)
-    return Inputs(settings, emotions, prompts, scorers, spec, device, directions_file)
+    asking = asking_conditions(settings, emotions, prompts)
+    return Inputs(settings, emotions, prompts, scorers, spec, device, directions_file, asking)
 
 
 def _continues_own_texts(operation: str) -> bool:
@@ -102,7 +112,7 @@ class Plan(Grid):
     @property
     def grid(self) -> Grid:
         """What other machines need of it."""
-        return Grid(self.config, self.swept, self.conditions, self.tokens, own=self.own)
+        return Grid(self.config, self.swept, self.conditions, self.tokens, own=self.own, fronted=self.fronted)
 
     @cached_property
     def engine(self) -> Engine:
@@ -136,7 +146,8 @@ def make_plan(inputs: Inputs) -> Plan:
     stack = BlockStack(loaded.model)
     config = inputs.settings.resolved(inputs.emotions, loaded.n_layers)
     tokens = tokens_by_prompt(loaded, prompts.test, config)
-    stack.check_lengths({len(ids) for ids in tokens.values()}, config.sequence_length)
+    fronted = {condition.condition_id: tokens_by_prompt(loaded, prompts.test, config, condition.front) for condition in inputs.asking}
+    stack.check_lengths({len(ids) for found in (tokens, *fronted.values()) for ids in found.values()}, config.sequence_length)
     texts = encode_fit_texts(loaded, [prompt.text for prompt in prompts.fit], form_of(config))
     swept: Swept
     conditions: tuple[Condition, ...]
@@ -147,30 +158,30 @@ def make_plan(inputs: Inputs) -> Plan:
     own = None
     if _continues_own_texts(config.operation):
         own = {name: [p.prompt_id for p in prompts.test if p.emotion == name] for name in prompts.emotions}
-    return Plan(config, swept, conditions, tokens, inputs, loaded, stack, own=own)
+    return Plan(config, swept, (*conditions, *inputs.asking), tokens, inputs, loaded, stack, own=own, fronted=fronted)
 
 
-def tokens_by_prompt(loaded: LoadedModel, prompts: Sequence[Prompt], config: SweepConfig) -> dict[str, Tokens]:
+def tokens_by_prompt(loaded: LoadedModel, prompts: Sequence[Prompt], config: SweepConfig, front: str = "") -> dict[str, Tokens]:
     """Token ids of the prompts to continue, by prompt_id.
+
+    Args:
+        front: what stands in front of each.
 
     Raises:
         UserError: for a prompt without tokens, or one that does not fit the model's context with what is to be written.
     """
-    found = dict(
-        zip(
-            [prompt.prompt_id for prompt in prompts],
-            encode_prompts(loaded, [prompt.text for prompt in prompts], form_of(config)),
-            strict=True,
-        )
-    )
+    whole, form = asked(loaded, prompts, form_of(config), front) if front else (prompts, form_of(config))
+    tokens = encode_prompts(loaded, [prompt.text for prompt in whole], form)
+    found = dict(zip([prompt.prompt_id for prompt in prompts], tokens, strict=True))
     new, context = config.sequence_length, loaded.context
     for prompt in prompts:
         length = len(found[prompt.prompt_id])
         if length == 0:
             raise UserError(f"the prompt {prompt.text!r} has no tokens: remove it, or run with prepend_bos=true")
         if length + new > context:
+            behind = f" behind {front[:40]!r}" if front else ""
             raise UserError(
-                f"the prompt {prompt.text[:40]!r} has {length} tokens; with {new} new ones it does not fit the model's context of {context}: "
+                f"the prompt {prompt.text[:40]!r}{behind} has {length} tokens; with {new} new ones it does not fit the model's context of {context}: "
                 "shorten it or sequence_length"
             )
     return found

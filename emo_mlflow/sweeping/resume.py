@@ -90,10 +90,11 @@ def started_with(run_id: str, given: Mapping[str, str]) -> tuple[str, dict[str, 
 
 
 def work_id(plan: Plan) -> str:
-    """Identifies what a sweep computes: its settings, its texts, and the model's weights."""
+    """Identifies what a sweep computes: its settings, its texts, what is asked, and the model's weights."""
     prompts = plan.inputs.prompts
     tested = [prompt.prompt_id for prompt in prompts.test]
-    return digest([work_hash(plan.config), plan.loaded.fingerprint, fit_hash(prompts.fit), tested])
+    asked = [condition.condition_id for condition in plan.inputs.asking]
+    return digest([work_hash(plan.config), plan.loaded.fingerprint, fit_hash(prompts.fit), tested, *([asked] if asked else [])])
 
 
 def kept() -> list[Path]:

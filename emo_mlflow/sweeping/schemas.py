@@ -18,8 +18,8 @@ CONDITIONS = Declared(
     "a condition",
     (
         CONDITION_ID,
-        column("kind", TEXT, "`baseline`, `emotion`, or `random` for a control"),
-        column("emotion", TEXT, "whose direction or head it is, or which a control is for"),
+        column("kind", TEXT, "`baseline`, `emotion`, `random` for a control, or `instruction` or `examples` where the model is asked instead"),
+        column("emotion", TEXT, "whose direction or head it is, which a control is for, or which the model is asked for"),
         column("layer", WHOLE, "the block at which it acts, from 0"),
         column("head", WHOLE, "the query head that is replaced, from 0, in a sweep over heads"),
         column("alpha", NUMBER, "strength", "as alpha_unit says"),
@@ -33,10 +33,11 @@ CONDITIONS = Declared(
         column("seed", WHOLE, "what a control was drawn from"),
         column("dose", NUMBER, "what the direction is multiplied by to do a damage of alpha, under alpha_unit `kl`", "the direction"),
         column("edits", TEXT, "where there are several, each: direction @ layer * share of alpha; emotion names them all then, layer the first"),
+        column("front", TEXT, "what stands in front of every prompt, of `instruction` and `examples`"),
         column("n_patched", WHOLE, "how many positions were changed, over all cells of the condition", "positions"),
     ),
     key=("condition_id",),
-    later=("head", "site", "operation", "alpha_unit", "alpha_schedule", "seed", "dose", "edits"),
+    later=("head", "site", "operation", "alpha_unit", "alpha_schedule", "seed", "dose", "edits", "front"),
 )
 COMPLETIONS = Declared(
     "a cell (a condition, a prompt and a sample)",

@@ -71,14 +71,17 @@ def condition_rows(conditions: Sequence[Condition], swept: Swept | None = None) 
     fields = CONDITIONS.columns[:-1]
     doses = [None if swept is None else swept.dose(condition.condition_id) for condition in conditions]
     rows = [
-        [dose if item.name == "dose" else (getattr(condition, item.name) or None) if item.name == "edits" else getattr(condition, item.name)
-         for item in fields]
+        [dose if item.name == "dose" else _or_none(getattr(condition, item.name)) for item in fields]
         for condition, dose in zip(conditions, doses, strict=True)
     ]
     table = pd.DataFrame(rows, columns=[item.name for item in fields])
     table = table.astype({item.name: PANDAS[item.type] for item in fields if item.type != TEXT})
-    table.loc[table["kind"] == "baseline", ["scope", "site", "operation", "alpha_unit", "alpha_schedule"]] = None
+    table.loc[~table["kind"].isin(["emotion", "random"]), ["scope", "site", "operation", "alpha_unit", "alpha_schedule"]] = None
     return table
+
+
+def _or_none(value: Any) -> Any:
+    return None if value == "" else value
 
 
 def condition_table(conditions: Sequence[Condition], completions: pa.Table, swept: Swept) -> pd.DataFrame:

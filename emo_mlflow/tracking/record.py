@@ -27,7 +27,7 @@ from emo_mlflow.sweeping.results import SweepResult, controlled
 from emo_mlflow.sweeping.schemas import TABLES
 from emo_mlflow.sweeping.swept import SweptHeads
 from emo_mlflow.tracking.values import Values, finite, milliseconds, model_params, param_text
-from emo_mlflow.types import Condition
+from emo_mlflow.types import ASKING, Condition
 
 CHILD_LIMIT = 200
 RECORD, ARTIFACTS = "record.json", "artifacts"
@@ -71,19 +71,19 @@ def sweep_params(config: SweepConfig) -> dict[str, str]:
 def plan_children(
     config: SweepConfig, conditions: Iterable[Condition | Mapping[Any, Any]]
 ) -> tuple[tuple[Child, ...], str | None]:
-    """A child per condition of an emotion, still without metrics, or why there are none.
+    """A child per condition of an emotion, steered or asked, still without metrics, or why there are none.
 
     Args:
         conditions: the sweep's, as planned, or rows of the result's table.
     """
     rows = [asdict(c) | {"condition_id": c.condition_id} if isinstance(c, Condition) else c for c in conditions]
-    wanted = [row for row in rows if row["kind"] == "emotion"]
+    wanted = [row for row in rows if row["kind"] in ("emotion", *ASKING)]
     if config.child_runs == "none":
         return (), None
     if config.child_runs == "auto" and len(wanted) > CHILD_LIMIT:
         return (), f"none: {len(wanted)} conditions are more than {CHILD_LIMIT}; child_runs=all logs them"
     shared = {name: param_text(getattr(config, name)) for name in CHILD_PARAMS}
-    n_windows = len({row["patch_window"] for row in wanted})
+    n_windows = len({row["patch_window"] for row in wanted if row["kind"] == "emotion"})
     return tuple(_child(shared, row, n_windows) for row in wanted), None
 
 
@@ -94,6 +94,8 @@ def _child(shared: Mapping[str, str], row: Mapping[Any, Any], n_windows: int) ->
 
 def child_name(condition: Mapping[Any, Any], n_windows: int) -> str:
     """As short as the column of MLflow's table of runs, which cuts off what is longer: `gratitude L12 α2`, `anger L3 H7`."""
+    if condition["kind"] in ASKING:
+        return f"{condition['emotion']} {condition['kind']}"
     is_head = not pd.isna(condition["head"])
     what = f"H{condition['head']}" if is_head else f"\N{GREEK SMALL LETTER ALPHA}{condition['alpha']:g}"
     name = f"{condition['emotion']} L{condition['layer']} {what}"

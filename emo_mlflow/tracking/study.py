@@ -17,7 +17,7 @@ from emo_mlflow.studying.finished import StudyResult
 from emo_mlflow.studying.protocol import Design
 from emo_mlflow.studying.verdicts import verdict_metrics
 from emo_mlflow.tracking.lifecycle import run_context
-from emo_mlflow.tracking.values import log_values, metric_name
+from emo_mlflow.tracking.values import log_values, metric_name, model_params
 
 STUDY = "study"
 DESIGN_ID, CHANGED = "emo.design", "emo.design_changed"
@@ -68,6 +68,7 @@ class StudyRun:
             getattr(result, name).to_parquet(folder / f"{name}.parquet", index=False)
         write_study_report(result, folder)
         self.client.log_artifacts(self.run_id, str(folder))
+        log_values(self.client, self.run_id, params=model_params(result.facts))
         metrics = [(name, value, 0) for name, value in {**verdict_metrics(result.answers), **result.metrics}.items()]
         log_values(self.client, self.run_id, metrics=metrics)
         for answer in result.answers:

@@ -72,6 +72,8 @@ def test_a_study_end_to_end(place):
         assert (folder / name).is_file(), name
     for name in ("effect", "p", "draws", "harmed", "broken"):
         assert f"verdict.gratitude.{name}" in run.data.metrics or verdicts["gratitude"] == "untested"
+    trust = "How well the scorer tiny agrees with readers on text that was written under intervention has not been measured"
+    assert trust in (folder / "report.md").read_text()
     children = MlflowClient().search_runs([run.info.experiment_id], f"tags.`mlflow.parentRunId` = '{run_id}'")
     assert {child.data.params["emotion"] for child in children} == {"gratitude", "anger"}
     assert not spool_folder(run_id).exists()

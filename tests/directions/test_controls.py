@@ -17,6 +17,7 @@ from emo_mlflow.directions.controls import (
     shuffled_control,
 )
 from emo_mlflow.directions.fitting import choose_direction, injected
+from emo_mlflow.directions.readouts import Contrast, contrasts
 from emo_mlflow.errors import UserError
 from emo_mlflow.models.blocks import BlockStack
 
@@ -69,7 +70,7 @@ def test_a_shuffled_control_is_fitted_as_the_direction_is(choice):
     own = choose_direction(choice, values, labels, "neutral", "resid_pre")["joy"]
     vector = own.vectors[0] if own.basis is None else own.basis[0].T @ (own.basis[0] @ own.vectors[0])
     used = np.array([i for i, name in enumerate(labels) if name != "rage"])
-    np.testing.assert_allclose(injected(choice, values[used, 0].astype(float), used < 8), vector, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(injected(choice, values[used, 0].astype(float), Contrast("joy", used, used < 8)), vector, rtol=1e-4, atol=1e-5)
     drawn = shuffled_control(choice, values[:, 0], labels, "neutral", emotion="joy", seed=0, draw=0)
     assert not np.allclose(drawn, vector, atol=0.05)
     again = shuffled_control(choice, values[:, 0], labels, "neutral", emotion="joy", seed=0, draw=0)
@@ -83,7 +84,7 @@ def test_a_direction_of_labels_that_say_nothing_is_one_of_its_controls(choice):
     ranks = []
     for seed in range(300):
         values = (np.random.default_rng(seed).normal(size=(24, 8)) * [6, 3, 2, 1, 1, 1, 0.5, 0.2]).astype(np.float32)
-        own = injected(choice, values.astype(float), np.array(labels) == "joy")
+        own = injected(choice, values.astype(float), next(contrasts(labels, "neutral")))
         drawn = [shuffled_control(choice, values, labels, "neutral", emotion="joy", seed=seed, draw=i) for i in range(9)]
         spread = [abs(v[0]) / np.linalg.norm(v) for v in (own, *drawn)]
         ranks.append(sum(value >= spread[0] for value in spread[1:]))
