@@ -116,7 +116,7 @@ def run_vectors(settings: VectorSettings, out: Path) -> Outcome:
         lines=(
             f"Reference  {prompts.compared_with}",
             *([f"Template   {form_line(settings)}"] if settings.template == "chat" or auto else []),
-            *_lines(tables, judged),
+            *_lines(tables, judged, paired=bool(prompts.groups)),
         ),
     )
 
@@ -186,9 +186,9 @@ def _metrics(tables: VectorTables) -> Values:
     return tuple(found)
 
 
-def _lines(tables: VectorTables, method: str) -> list[str]:
+def _lines(tables: VectorTables, method: str, paired: bool) -> list[str]:
     """Per emotion, where its direction reads held-out texts best and worst, and where it reads them no better than chance."""
-    lines = ["", f"Held-out balanced accuracy of {method} as a read-out (95% interval), by layer", ""]
+    lines = ["", f"Held-out {'accuracy by pairs' if paired else 'balanced accuracy'} of {method} as a read-out (95% interval), by layer", ""]
     for emotion, rows in tables.readout[tables.readout["method"] == method].groupby("emotion", sort=False):
         best, worst = (rows.loc[rows["accuracy"].agg(pick)] for pick in ("idxmax", "idxmin"))
         figures = [
