@@ -10,6 +10,8 @@ from mlflow.store.db import utils as database
 from mlflow.tracking import fluent
 from mlflow.tracking._tracking_service import utils
 
+from emo_mlflow.report import style
+
 
 @pytest.fixture(autouse=True)
 def no_run_is_active(monkeypatch):
@@ -19,6 +21,20 @@ def no_run_is_active(monkeypatch):
         monkeypatch.delenv(name)
     monkeypatch.setattr(utils, "_tracking_uri", None)
     monkeypatch.setattr(fluent, "_active_experiment_id", None)
+
+
+@pytest.fixture(scope="session")
+def for_papers():
+    """The formats that `figures_are_for_the_screen` leaves out."""
+    return dict(style.FOR_PAPERS)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def figures_are_for_the_screen(for_papers):
+    """SVG and PDF take three times as long as the PNG, in every sweep; tests/report/test_style.py writes them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(style, "FOR_PAPERS", {})
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -25,7 +25,8 @@ def forest(strongest: pd.DataFrame, t: Mapping[str, str]) -> Figure | None:
     if not len(strongest):
         return None
     rows = records(strongest)
-    names = [f"{row['model']}: {row['emotion']} → {row['metric']} ({setting_name(row, t)})" for row in rows]
+    several = len({row["model"] for row in rows}) > 1
+    names = [f"{row['model'] + ': ' if several else ''}{row['emotion']} → {row['metric']} ({setting_name(row, t)})" for row in rows]
     figure = new_figure(5.2 + 0.062 * max(map(len, names)), 1.0 + 0.27 * len(rows))
     axes = figure.subplots()
     for y, row in enumerate(rows):
@@ -63,7 +64,8 @@ def random_null(comparison: Comparison, shown: pd.DataFrame, t: Mapping[str, str
         axes.scatter(draws, y + spread, marker="|", s=90, color=MUTED, lw=0.9, zorder=2)
         axes.plot([row["low"], row["high"]], [y, y], color=PATCHED, lw=2, zorder=3)
         axes.scatter([row["effect"]], [y], marker="D", s=42, color=PATCHED, zorder=4)
-        names.append(f"{row['emotion']}, {row['model']}\n{row['target']}, {setting_name(row, t)}")
+        model = f", {row['model']}" if shown["model"].nunique() > 1 else ""
+        names.append(f"{row['emotion']}{model}\n{row['target']}, {setting_name(row, t)}")
         place = t["place"].format(p=row["p_searched"], draws=int(row["searched_draws"]))
         axes.text(1.01, y, "" if pd.isna(row["p_searched"]) else place, transform=axes.get_yaxis_transform(), va="center", fontsize=8)
     axes.axvline(0, color=MUTED, lw=0.9)

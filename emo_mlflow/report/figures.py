@@ -22,6 +22,7 @@ FAMILIES = {
     "politeness: polite (probability)": "politeness.polite",
     "broken text (probability)": BROKEN,
 }
+PALE = 0.05  # the largest change that the darkest colour may stand for: smaller ones are pale, whatever else there is
 MOST_NUMBERS = 60  # cells of a heat map beyond which numbers are not written into them
 
 
@@ -55,7 +56,7 @@ def _row_label(emotion: str, alpha: float, window: Any) -> str:
 
 
 def _heat_map(figure: Figure, axes: Axes, values: np.ndarray, rows: Sequence[str], columns: Sequence[str]) -> None:
-    limit = float(np.nanmax(np.abs(values), initial=1e-6))
+    limit = float(np.nanmax(np.abs(values), initial=PALE))
     image = axes.imshow(values, cmap=DIVERGING, vmin=-limit, vmax=limit, aspect="auto")
     axes.set_yticks(range(len(rows)), rows)
     step = max(1, -(-len(columns) // 24))
@@ -67,7 +68,7 @@ def _heat_map(figure: Figure, axes: Axes, values: np.ndarray, rows: Sequence[str
         for (i, j), value in np.ndenumerate(values):
             if np.isfinite(value):
                 shade = "white" if abs(value) > 0.6 * limit else INK
-                axes.text(j, i, f"{value:+.2f}", ha="center", va="center", fontsize=8, color=shade)
+                axes.text(j, i, f"{value:+.2f}" if abs(value) >= 0.005 else "0", ha="center", va="center", fontsize=8, color=shade)
     else:
         for i, j in np.argwhere(values < -0.2 * limit):  # printed in grey, both ends of the colours are dark
             axes.text(
@@ -90,6 +91,9 @@ def against_random(findings: Sequence[Finding]) -> Figure:
         axes.plot([found.baseline, found.patched], [y, y], color=INK, lw=1.2, zorder=1)
         axes.scatter([found.baseline], [y], marker="o", s=46, color="white", edgecolor=BASELINE, lw=1.5, zorder=3)
         axes.scatter([found.patched], [y], marker="D", s=52, color=PATCHED, zorder=3)
+        low, high = found.interval
+        if np.isfinite(low):
+            axes.plot([found.baseline + low, found.baseline + high], [y, y], color=PATCHED, lw=2.4, solid_capstyle="butt", zorder=2)
         spread = np.linspace(-0.16, 0.16, len(found.randoms)) if len(found.randoms) > 1 else [0.0] * len(found.randoms)
         axes.scatter(
             [found.baseline + r for r in found.randoms],
@@ -110,10 +114,10 @@ def against_random(findings: Sequence[Finding]) -> Figure:
     axes.set_axisbelow(True)
     handles = [
         axes.scatter([], [], marker="o", s=46, color="white", edgecolor=BASELINE, lw=1.5, label="baseline"),
-        axes.scatter([], [], marker="D", s=52, color=PATCHED, label="direction injected"),
-        axes.scatter([], [], marker="|", s=60, color=INK, label="random direction of the same norm"),
+        axes.scatter([], [], marker="D", s=52, color=PATCHED, label="direction injected, 95% interval of the change"),
+        axes.scatter([], [], marker="|", s=60, color=INK, label="random directions of the same norm"),
     ]
-    figure.legend(handles=handles, loc="outside upper center", ncols=3, frameon=False, fontsize=8.5)
+    figure.legend(handles=handles, loc="outside upper left", ncols=3, frameon=False, fontsize=8, handletextpad=0.2, columnspacing=1.2)
     axes.spines[["top", "right"]].set_visible(False)
     return figure
 
@@ -146,9 +150,10 @@ def effect_against_price(result: SweepResult) -> Figure:
             zorder=2,
             **style,
         )
-    axes.scatter([], [], s=20, color=RANDOM, marker=".", label="random controls")
+    if (wide["kind"] == "random").any():
+        axes.scatter([], [], s=20, color=RANDOM, marker=".", label="random controls")
     axes.set_xlabel("change of the share of broken text")
     axes.set_ylabel("change of the emotion's own label (probability)")
-    axes.legend(frameon=False, fontsize=8.5)
+    figure.legend(loc="outside upper left", ncols=2, frameon=False, fontsize=8, handletextpad=0.2)
     axes.spines[["top", "right"]].set_visible(False)
     return figure

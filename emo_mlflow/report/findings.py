@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
 from emo_mlflow.scoring.broken import breaks_text
 from emo_mlflow.scoring.targets import expected_sign, target_metric
 from emo_mlflow.statistics import searched_p
-from emo_mlflow.statistics.moments import Floats
+from emo_mlflow.statistics.intervals import LEAST
+from emo_mlflow.statistics.moments import LEVEL, Floats
 from emo_mlflow.sweeping.results import SweepResult, controlled
 from emo_mlflow.sweeping.schemas import FLUENCY
 
@@ -55,6 +57,17 @@ class Finding:
     p: float
     broken: float
     broken_baseline: float
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Student's 95% interval of the difference; NaN for fewer prompts than have one, or where all differences are the same.
+
+        It does not know that the condition was chosen because its difference is large.
+        """
+        if self.n < LEAST or not self.d_z:  # d_z is NaN without spread
+            return float("nan"), float("nan")
+        half = float(stats.t.ppf((1 + LEVEL) / 2, self.n - 1)) * self.difference / self.d_z / np.sqrt(self.n)
+        return self.difference - half, self.difference + half
 
     @property
     def price(self) -> str:
