@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 from pandas.api.types import is_bool_dtype, is_complex_dtype, is_numeric_dtype
 
@@ -104,6 +105,34 @@ def read_parquet(path: Path) -> pd.DataFrame:
     table = pq.read_table(path, partitioning=None)
     table.validate(full=True)
     return table.to_pandas()
+
+
+def scan_parquet(declared: Declared, path: Path, where: str) -> ds.Dataset:
+    """A table on disk, of which only the rows and columns are read that somebody asks for.
+
+    Its columns are checked against the declared ones, and its rows are not.
+
+    Raises:
+        UserError: if it is no parquet file, lacks a column, or has one of the wrong kind.
+    """
+    try:
+        found = ds.dataset(path, format="parquet")
+    except Exception as error:  # of Arrow, over a file that is none
+        raise UserError(f"{where} cannot be read: {shown(str(error))}") from None
+    if missing := [name for name in declared.names if name not in found.schema.names and name not in declared.later]:
+        raise UserError(f"{where} has no column {missing[0]!r}: it is damaged, or not of this package")
+    for column in found.schema:
+        if (expected := declared.field(column.name)) is not None and not _is_like(column.type, expected.type):
+            raise UserError(f"{where}: the column {shown(column.name)} holds {column.type}")
+    return found
+
+
+def _is_like(found: pa.DataType, declared: pa.DataType) -> bool:
+    if pa.types.is_null(found):
+        return True
+    if declared == TEXT:
+        return pa.types.is_string(found) or pa.types.is_large_string(found)
+    return pa.types.is_integer(found) or (declared != WHOLE and pa.types.is_floating(found))
 
 
 VALUES: dict[pa.DataType, Callable[[Any], Any]] = {TEXT: str, WHOLE: int, NUMBER: float, SINGLE: float}

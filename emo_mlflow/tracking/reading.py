@@ -7,14 +7,17 @@ from functools import cached_property
 from typing import Any
 
 import pandas as pd
+import pyarrow.dataset as ds
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
 from emo_mlflow.alignment.schemas import OVERLAP
+from emo_mlflow.common.columns import scan_parquet
 from emo_mlflow.directions.files import load_directions
 from emo_mlflow.errors import UserError, reason_of
 from emo_mlflow.sweeping.files import read_config_file, read_table, with_settings
+from emo_mlflow.sweeping.schemas import TABLES
 from emo_mlflow.tracking.lifecycle import KIND
 from emo_mlflow.tracking.logged_run import LoggedRun
 from emo_mlflow.tracking.store import fetch
@@ -43,6 +46,16 @@ class Sweep(LoggedRun):
     def facts(self) -> Mapping[str, Any]:
         """What was found rather than chosen: versions, device, fingerprints."""
         return {name: value for name, value in self._config_file.items() if name != "config"}
+
+    def scan(self, name: str) -> ds.Dataset:
+        """A table that is too large for memory, read where it is looked at: `scan("scores").to_table(columns=[...], filter=...)`, or by batches.
+
+        Raises:
+            UserError: for a name that no table of a sweep has, or a file that is not as the table is declared.
+        """
+        if name not in TABLES:
+            raise UserError(f"a sweep has no table {name!r}: there are {', '.join(TABLES)}")
+        return scan_parquet(TABLES[name], self._fetch(f"{name}.parquet"), f"{name}.parquet of run {self.run_id}")
 
     @cached_property
     def prompts(self) -> pd.DataFrame:

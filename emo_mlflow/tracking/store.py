@@ -8,7 +8,9 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory, mkdtemp
 from urllib.parse import urlsplit, urlunsplit
 
 from mlflow import MlflowClient, get_tracking_uri, is_tracking_uri_set, set_tracking_uri
@@ -40,8 +42,16 @@ def check_store(tracking_uri: str | None) -> None:
         ) from None
 
 
+@cache
+def _fetched() -> TemporaryDirectory[str]:
+    """Where artifacts are fetched to: gone when the process ends, which MLflow's own folders are not."""
+    return TemporaryDirectory(prefix="emo_mlflow_")
+
+
 def fetch(run_id: str, name: str, tracking_uri: str | None) -> Path:
-    """An artifact of a run as a local file. Without MLflow's progress bar, unless the user has set that: a table is no download to watch.
+    """An artifact of a run as a local file, which is there as long as this process.
+
+    Without MLflow's progress bar, unless the user has set that: a table is no download to watch.
 
     Raises:
         MlflowException, OSError: if the run, or the artifact, is not there.
@@ -49,7 +59,7 @@ def fetch(run_id: str, name: str, tracking_uri: str | None) -> Path:
     unset = PROGRESS_BAR not in os.environ
     os.environ.setdefault(PROGRESS_BAR, "false")
     try:
-        return Path(download_artifacts(run_id=run_id, artifact_path=name, tracking_uri=tracking_uri))
+        return Path(download_artifacts(run_id=run_id, artifact_path=name, tracking_uri=tracking_uri, dst_path=mkdtemp(dir=_fetched().name)))
     finally:
         if unset:
             os.environ.pop(PROGRESS_BAR, None)

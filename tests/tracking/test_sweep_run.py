@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow.dataset as ds
 import pytest
 from mlflow import MlflowClient
 from synthetic import synthetic_sweep
@@ -66,6 +67,38 @@ def test_everything_comes_back_as_it_was(store):
     client = MlflowClient(store)
     assert {file.path for file in client.list_artifacts(sweep.run_id)} == ARTIFACTS
     assert client.get_run(sweep.run_id).info.status == "FINISHED"
+
+
+def test_a_table_can_be_read_in_part(store, monkeypatch):
+    """Guards: a table that is read whole to look at three rows, and one that is not what it is declared to be."""
+    result = synthetic_sweep(n_prompts=6, n_layers=2, n_random=1)
+    sweep = load_sweep(logged(store, result), store)
+    condition = result.conditions["condition_id"].iloc[3]
+    found = sweep.scan("scores").to_table(columns=["prompt_id", "goemotions.anger"], filter=ds.field("condition_id") == condition)
+    expected = result.scores.loc[result.scores["condition_id"] == condition, ["prompt_id", "goemotions.anger"]]
+    pd.testing.assert_frame_equal(found.to_pandas(), expected.reset_index(drop=True), check_dtype=False)
+    assert sum(len(batch) for batch in sweep.scan("completions").to_batches()) == len(result.completions)
+    with pytest.raises(UserError, match="has no table 'tokens': there are prompts, fit_prompts"):
+        sweep.scan("tokens")
+    for damage, said in ((lambda t: t.drop(columns="nll"), "has no column 'nll'"), (lambda t: t.assign(nll="x"), "the column 'nll' holds")):
+        path = sweep._fetch("completions.parquet")
+        damage(pd.read_parquet(path)).to_parquet(path, index=False)
+        monkeypatch.setattr(sweep, "_fetch", lambda name, path=path: path)
+        with pytest.raises(UserError, match=said):
+            sweep.scan("completions")
+        monkeypatch.undo()
+    path.write_bytes(b"PAR1")
+    monkeypatch.setattr(sweep, "_fetch", lambda name: path)
+    with pytest.raises(UserError, match="cannot be read"):
+        sweep.scan("completions")
+
+
+def test_what_is_fetched_goes_when_the_process_does(store):
+    """Guards: a folder in the temporary folder for every table that anybody ever looked at."""
+    run_id = logged(store, synthetic_sweep(n_prompts=4, n_layers=2, n_random=1))
+    script = "import sys; from emo_mlflow import load_sweep; sweep = load_sweep(*sys.argv[1:]); sweep.effects; print(sweep.figure('layers').path)"
+    shown = subprocess.run([sys.executable, "-c", script, run_id, store], capture_output=True, text=True, check=True).stdout.strip()
+    assert shown.endswith("layers.png") and not Path(shown).exists() and not Path(shown).parents[1].exists()
 
 
 def test_layer_profiles_are_steps_of_the_parents_metrics(store):
