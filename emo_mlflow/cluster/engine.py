@@ -7,11 +7,12 @@ if the actor dies, and what a text's numbers are computed beside, here as there.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
@@ -28,7 +29,6 @@ from emo_mlflow.sweeping.results import SweepResult
 from emo_mlflow.sweeping.run import Progress, finish
 from emo_mlflow.sweeping.stages import (
     CELL,
-    RESULTS,
     Generation,
     Scoring,
     completion_batch,
@@ -40,6 +40,7 @@ from emo_mlflow.sweeping.tables import Work
 from emo_mlflow.types import Completion
 
 LOGIT_CHANGE, SECONDS = "logit_change", "scoring_seconds"  # of a batch, in each of its rows
+TURN = 512  # batches of such a run that are in memory at a time
 SCORE_BATCH = 512  # completions of an earlier, interrupted run that a scoring actor is given at a time
 
 
@@ -119,13 +120,16 @@ class ScoringActor:
 
 
 def run(
-    plan: Plan, done: Sequence[Completion], keep: Callable[[Sequence[Completion]], None], on_progress: Progress
+    plan: Plan,
+    done: Iterable[Sequence[Completion]],
+    keep: Callable[[Sequence[Completion]], None],
+    on_progress: Progress,
+    folder: Path | None = None,
 ) -> SweepResult:
     """What `sweep.run` does, on a Ray cluster, with the same arguments and the same result."""
-    packs = plan.packs({completion.cell for completion in done})
     _leave_device(plan)
     with connected(plan.config.ray_address):
-        return _run(plan, packs, done, keep, on_progress)
+        return _run(plan, done, keep, on_progress, folder)
 
 
 def _leave_device(plan: Plan) -> None:
@@ -138,46 +142,51 @@ def _leave_device(plan: Plan) -> None:
 
 def _run(
     plan: Plan,
-    packs: Sequence[pa.Table],
-    done: Sequence[Completion],
+    done: Iterable[Sequence[Completion]],
     keep: Callable[[Sequence[Completion]], None],
     on_progress: Progress,
+    folder: Path | None,
 ) -> SweepResult:
     import ray
 
     _set_up_data()
     pools = make_pools([node["Resources"] for node in ray.nodes() if node["Alive"]], plan.config.device)
-    work = Work(plan.scoring())
-    scores: list[pa.Table] = []
-    work.add(completion_batch(done))
-    if done:
-        parts = work.completions.to_batches(max_chunksize=SCORE_BATCH)
-        scores += _scored(ray.data.from_arrow([pa.Table.from_batches([part]) for part in parts]), plan, pools)
-    on_progress(len(work), plan.n_cells, {})
+    work, scoring = Work(plan, folder), 0.0
+    before = map(completion_batch, done)
+    while some := list(islice(before, TURN)):
+        parts = pa.concat_tables(some).to_batches(max_chunksize=SCORE_BATCH)
+        for batch in _scored(ray.data.from_arrow([pa.Table.from_batches([part]) for part in parts]), plan, pools):
+            work.add(batch)
+            scoring += pc.max(batch[SECONDS]).as_py()
+    n_done = n = len(work)
+    packs = list(plan.packs(work.is_done))
+    on_progress(n, plan.n_cells, {})
     start, tokens, change = time.monotonic(), 0, 0.0
     for batch in _scored(_generated(packs, plan, pools), plan, pools) if packs else ():
         keep(completions_in(batch))
         work.add(batch)
-        scores.append(batch)
+        n += len(batch)
+        scoring += pc.max(batch[SECONDS]).as_py()
         tokens += pc.sum(batch["n_tokens"]).as_py()
         change = max(change, pc.max(batch[LOGIT_CHANGE]).as_py())
         seconds = time.monotonic() - start
         speed = {
             "tokens_per_second": tokens / seconds,
-            "cells_per_second": (len(work) - len(done)) / seconds,
+            "cells_per_second": (n - n_done) / seconds,
         }
-        on_progress(len(work), plan.n_cells, speed)
+        on_progress(n, plan.n_cells, speed)
     seconds = max(time.monotonic() - start, 1e-9)
     metrics = {
         "seconds.generation": seconds,
-        "seconds.scoring": sum(pc.max(batch[SECONDS]).as_py() for batch in scores),  # of all actors, beside generation
+        "seconds.scoring": scoring,  # of all actors, beside generation
         "tokens_per_second": tokens / seconds,
-        "cells_per_second": (len(work) - len(done)) / seconds,
+        "cells_per_second": (n - n_done) / seconds,
         "hygiene.max_logit_change": change,
         "ray.generation_actors": float(pools.generators),
         "ray.scoring_actors": float(pools.scorers),
     }
-    return finish(plan, work, _score_table(scores), metrics, device=f"{pools.device}, Ray")
+    work.score()
+    return finish(work, metrics, device=f"{pools.device}, Ray")
 
 
 def _set_up_data() -> None:
@@ -187,15 +196,6 @@ def _set_up_data() -> None:
     context.enable_progress_bars = False  # the sweep has its own
     context.print_on_execution_start = False
     context.raise_original_map_exception = True  # so that a UserError of an actor can be told from others
-
-
-def _score_table(batches: Sequence[pa.Table]) -> pd.DataFrame:
-    """KEYS and one column per metric of the cells that did not fail."""
-    others = {*RESULTS, LOGIT_CHANGE, SECONDS}
-    parts = [batch.filter(pc.is_null(batch["failure"])) for batch in batches]
-    return pa.concat_tables(
-        [part.select([name for name in part.column_names if name not in others]) for part in parts]
-    ).to_pandas()
 
 
 def _generated(packs: Sequence[pa.Table], plan: Plan, pools: Pools) -> Any:

@@ -236,10 +236,6 @@ def _begin(plan: Plan, tracked: SweepRun, request: SweepRequest) -> Spool:
 
 def _compute(plan: Plan, spool: Spool, tracked: SweepRun) -> SweepResult:
     """Runs what is left, each pack on disk before it is counted."""
-    try:
-        done = [_completion(record) for record in spool.read()]
-    except (TypeError, KeyError):
-        raise UserError(f"{spool.path} holds cells of another version: remove it and start the sweep anew") from None
     tracked.announce(plan.config, plan.conditions)
 
     def on_progress(finished: int, total: int, figures: Mapping[str, float]) -> None:
@@ -247,7 +243,15 @@ def _compute(plan: Plan, spool: Spool, tracked: SweepRun) -> SweepResult:
         tracked.progress(finished, total, figures)
 
     run = _engine(plan.config.engine)
-    return run(plan, done, lambda pack: spool.append([asdict(c) for c in pack]), on_progress)
+    return run(plan, _finished(spool), lambda pack: spool.append([asdict(c) for c in pack]), on_progress, spool.path.parent / "tables")
+
+
+def _finished(spool: Spool) -> Iterator[list[Completion]]:
+    try:
+        for batch in spool.batches():
+            yield [_completion(record) for record in batch]
+    except (TypeError, KeyError):
+        raise UserError(f"{spool.path} holds cells of another version: remove it and start the sweep anew") from None
 
 
 def _engine(name: str) -> Callable[..., SweepResult]:

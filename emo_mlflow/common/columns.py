@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,10 +64,28 @@ class Declared:
         Raises:
             ValueError: if its columns are not those that are declared, or hold something else; so it is a fault of the program.
         """
-        found = list(table.columns)
-        if found[: len(self.columns)] != self.names or (self.further is None and len(found) > len(self.columns)):
-            raise ValueError(f"{path.name} has the columns {found}, and is declared to have {self.names}")
-        pq.write_table(pa.Table.from_pandas(table, self.schema(found), preserve_index=False), path)
+        with self.writer(path) as write:
+            write(table)
+
+    @contextmanager
+    def writer(self, path: Path) -> Iterator[Callable[[pd.DataFrame], None]]:
+        """What writes a table part by part, each a row group, as `write` does a whole one."""
+        writer: pq.ParquetWriter | None = None
+
+        def write(part: pd.DataFrame) -> None:
+            nonlocal writer
+            found = list(part.columns)
+            if found[: len(self.columns)] != self.names or (self.further is None and len(found) > len(self.columns)):
+                raise ValueError(f"{path.name} has the columns {found}, and is declared to have {self.names}")
+            rows = pa.Table.from_pandas(part, self.schema(found), preserve_index=False)
+            writer = writer or pq.ParquetWriter(path, rows.schema)
+            writer.write_table(rows)
+
+        try:
+            yield write
+        finally:
+            if writer is not None:
+                writer.close()
 
     def read(self, path: Path, where: str) -> pd.DataFrame:
         """Reads a table that somebody else may have written, with the columns that it lacks because it is of an earlier version empty.

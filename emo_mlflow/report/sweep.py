@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow.compute as pc
 
 from emo_mlflow.report.agreement import agreement_paragraphs
 from emo_mlflow.report.blocks import Block, Bullets, Heading, Paragraph, Picture, Table, escape, to_html, to_markdown
@@ -123,11 +124,10 @@ def example_table(result: SweepResult, found: Sequence[Finding]) -> pd.DataFrame
         ids = {"baseline": baseline, "patched": item.condition_id}
         sides = {}
         for side, condition_id in ids.items():
-            texts = result.completions[result.completions["condition_id"] == condition_id]
-            scores = result.scores.loc[
-                result.scores["condition_id"] == condition_id,
-                [*KEYS, *([item.metric] if item.metric in result.scores else [])],
-            ]
+            own = pc.field("condition_id") == condition_id
+            texts, scored = result.scan("completions").to_table(filter=own).to_pandas(), result.scan("scores")
+            columns = [*KEYS, *([item.metric] if item.metric in scored.schema.names else [])]
+            scores = scored.to_table(columns, filter=own).to_pandas()
             sides[side] = texts.merge(scores, on=KEYS).set_index(["prompt_id", "sample"])[
                 ["completion", "nll", *([item.metric] if item.metric in scores else [])]
             ]

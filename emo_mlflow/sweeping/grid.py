@@ -6,8 +6,13 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, singledispatch
 
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
 from emo_mlflow.directions.controls import random_control
 from emo_mlflow.settings.sweep import SweepConfig
+from emo_mlflow.statistics.moments import Integers
 from emo_mlflow.steering.edits import HeadPatch, Intervention, Patch, at_dose, make_patch
 from emo_mlflow.steering.packing import Row
 from emo_mlflow.sweeping.swept import Swept, SweptDirections, SweptHeads
@@ -45,6 +50,22 @@ class Grid:
             for prompt_id in self._prompts_of(condition):
                 for sample in range(self.config.samples_per_prompt):
                     yield Cell(condition.condition_id, prompt_id, sample)
+
+    @cached_property
+    def n_per_condition(self) -> int:
+        """Cells of a condition that continues all prompts: what `positions` counts with."""
+        return len(self.tokens) * self.config.samples_per_prompt
+
+    def positions(self, cells: pa.Table) -> Integers:
+        """Where cells stand when they are listed by condition, prompt and sample; all of a condition's before all of the next."""
+        conditions, prompts = (index.get_indexer(cells[index.name].to_pandas()) for index in self._indexes)
+        prompt = conditions.astype(np.int64) * len(self.tokens) + prompts
+        return prompt * self.config.samples_per_prompt + cells["sample"].to_numpy()
+
+    @cached_property
+    def _indexes(self) -> tuple[pd.Index, pd.Index]:
+        ids = pd.Index([condition.condition_id for condition in self.conditions], name="condition_id")
+        return ids, pd.Index(list(self.tokens), name="prompt_id")
 
     def row(self, cell: Cell) -> Row:
         """A cell made ready for the engine."""

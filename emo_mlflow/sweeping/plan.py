@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 
 import pyarrow as pa
@@ -26,6 +27,7 @@ from emo_mlflow.scoring.protocol import Scorers
 from emo_mlflow.settings.combinations import combinations
 from emo_mlflow.settings.sweep import HeadConfig, SweepConfig, SweepSettings
 from emo_mlflow.settings.templates import form_of
+from emo_mlflow.statistics.moments import Mask
 from emo_mlflow.steering.engine import Engine
 from emo_mlflow.steering.operations import HEAD_REPLACEMENTS
 from emo_mlflow.sweeping.asking import asked, asking_conditions
@@ -35,7 +37,9 @@ from emo_mlflow.sweeping.grid import Grid
 from emo_mlflow.sweeping.heads import over_heads
 from emo_mlflow.sweeping.stages import Scoring, cell_batch, make_engine
 from emo_mlflow.sweeping.swept import Swept
-from emo_mlflow.types import Cell, Condition, Prompt, Tokens
+from emo_mlflow.types import Condition, Prompt, Tokens
+
+TURN = 2**17  # cells that packs are cut from at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,14 +123,20 @@ class Plan(Grid):
         """The engine, set up for these settings."""
         return make_engine(self.config, self.loaded, self.stack)
 
-    def packs(self, done: set[Cell]) -> list[pa.Table]:
+    def packs(self, is_done: Callable[[pa.Table], Mask]) -> Iterator[pa.Table]:
         """The cells that are not done, in batches for `Generation`.
 
-        Packs are cut from all cells: what a row is computed beside changes the last bits of its numbers.
+        Packs are cut from all cells: what a row is computed beside changes the last bits of its numbers. Of very many cells they are cut
+        in turns, so that they need not be in memory at once.
         """
-        packs = self.engine.packs([self.row(cell) for cell in self.cells()])
-        left = ([row.cell for row in pack if row.cell not in done] for pack in packs)
-        return [cell_batch(cells) for cells in left if cells]
+        cells = self.cells()
+        while turn := list(islice(cells, TURN)):
+            self._patches.clear()  # of earlier turns
+            for pack in self.engine.packs([self.row(cell) for cell in turn]):
+                batch = cell_batch([row.cell for row in pack])
+                left = batch.filter(pa.array(~is_done(batch)))
+                if len(left):
+                    yield left
 
     def scoring(self) -> Scoring:
         """The stage after generation."""

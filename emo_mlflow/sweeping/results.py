@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow.dataset as ds
 
 from emo_mlflow.common.columns import VALUES
 from emo_mlflow.settings.sweep import SweepConfig
@@ -41,6 +43,7 @@ class SweepResult:
         prompts: those that were continued.
         fit_prompts: those that directions were fitted on.
         swept: the directions that were injected, or the heads that were replaced.
+        cells: the folder of the tables that have a row per cell, completions.parquet and scores.parquet.
         metrics: numbers about the run itself: cells per second, tokens per second, peak memory, failed cells, ...
     """
 
@@ -50,7 +53,20 @@ class SweepResult:
     fit_prompts: pd.DataFrame
     swept: Swept
     conditions: pd.DataFrame
-    completions: pd.DataFrame
-    scores: pd.DataFrame
+    cells: Path
     effects: pd.DataFrame
     metrics: Mapping[str, float]
+
+    def scan(self, name: str) -> ds.Dataset:
+        """`completions` or `scores` on disk, of which only what is asked for is read."""
+        return ds.dataset(self.cells / f"{name}.parquet", format="parquet")
+
+    @property
+    def completions(self) -> pd.DataFrame:
+        """A row per cell, all in memory."""
+        return self.scan("completions").to_table().to_pandas()
+
+    @property
+    def scores(self) -> pd.DataFrame:
+        """A row per cell that did not fail, all in memory."""
+        return self.scan("scores").to_table().to_pandas()

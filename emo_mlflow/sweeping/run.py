@@ -7,9 +7,9 @@ Knows nothing of MLflow or of the command line. Three steps, each the next one's
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 
-import pandas as pd
 import pyarrow.compute as pc
 import torch
 
@@ -31,55 +31,64 @@ Progress = Callable[[int, int, Mapping[str, float]], None]
 
 
 def run(
-    plan: Plan, done: Sequence[Completion], keep: Callable[[Sequence[Completion]], None], on_progress: Progress
+    plan: Plan,
+    done: Iterable[Sequence[Completion]],
+    keep: Callable[[Sequence[Completion]], None],
+    on_progress: Progress,
+    folder: Path | None = None,
 ) -> SweepResult:
     """Generates what is not done, scores everything, and computes the effects.
 
     Args:
-        done: completions of an earlier, interrupted run of the same sweep.
+        done: completions of an earlier, interrupted run of the same sweep, in batches.
         keep: called with every pack's completions as they come, before anything else is done with them.
         on_progress: called with cells done, cells in all, and figures of speed.
+        folder: where the tables of cells are written; None for a folder that is there as long as the result.
     """
     probe = next(iter(plan.tokens.values()))
     before = probe_logits(plan.loaded, probe)
-    work = Work(plan.scoring())
-    work.add(completion_batch(done))
-    on_progress(len(work), plan.n_cells, {})
+    work = Work(plan, folder)
+    for batch in done:
+        work.add(completion_batch(batch))
+    n_done = n = len(work)
+    on_progress(n, plan.n_cells, {})
     if plan.stack.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(plan.stack.device)
     start, tokens, flops = time.monotonic(), 0, plan.stack.flops
     generate = Generation(plan, plan.engine)
-    for cells in plan.packs({completion.cell for completion in done}):
+    for cells in plan.packs(work.is_done):
         pack = generate(cells)
         keep(completions_in(pack))
         work.add(pack)
+        n += len(pack)
         tokens += pc.sum(pack["n_tokens"]).as_py()
         seconds = time.monotonic() - start
         speed = {
             "tokens_per_second": tokens / seconds,
-            "cells_per_second": (len(work) - len(done)) / seconds,
+            "cells_per_second": (n - n_done) / seconds,
         }
-        on_progress(len(work), plan.n_cells, speed)
+        on_progress(n, plan.n_cells, speed)
     generated = time.monotonic()
     stack, flops_done = plan.stack, plan.stack.flops - flops
     rate = best_gemm_rate(stack.device, stack.dtype)
     measured = time.monotonic()
-    scores = work.scores()
+    work.score()
     metrics = {
         "seconds.generation": generated - start,
         "seconds.scoring": time.monotonic() - measured,
         "tokens_per_second": tokens / max(generated - start, 1e-9),
-        "cells_per_second": (len(work) - len(done)) / max(generated - start, 1e-9),
+        "cells_per_second": (n - n_done) / max(generated - start, 1e-9),
         "gemm_utilisation": flops_done / (rate * max(generated - start, 1e-9)),
         "peak_memory_gib": peak_memory(stack.device) / 2**30,
         **plan.inputs.scorers.costs,
         "hygiene.max_logit_change": float((probe_logits(plan.loaded, probe) - before).abs().max()),
     }
-    return finish(plan, work, scores, metrics, str(plan.stack.device))
+    return finish(work, metrics, str(plan.stack.device))
 
 
-def finish(plan: Plan, work: Work, scores: pd.DataFrame, metrics: Mapping[str, float], device: str) -> SweepResult:
-    """The result of a sweep, whatever ran its stages; `metrics` are those of the engine that did."""
+def finish(work: Work, metrics: Mapping[str, float], device: str) -> SweepResult:
+    """The result of a sweep that is scored, whatever ran its stages; `metrics` are those of the engine that did."""
+    plan = work.plan
     counts = {
         "distinct_texts": float(work.n_distinct),
         "failed_cells": float(work.n_failed),
@@ -89,9 +98,7 @@ def finish(plan: Plan, work: Work, scores: pd.DataFrame, metrics: Mapping[str, f
         _facts(plan, device),
         plan.inputs.prompts,
         plan.swept,
-        plan.conditions,
-        work.completions,
-        scores,
+        work,
         {**metrics, **counts},
     )
 

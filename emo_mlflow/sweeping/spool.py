@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -44,10 +45,10 @@ class Spool:
         Raises:
             UserError: if it holds other work, or cannot be written.
         """
-        lines = self._lines()
-        if not lines:
+        first = next(self._lines(), None)
+        if first is None:
             self._write(header)
-        elif Header(self.path, lines[0])["work"] != header["work"]:
+        elif Header(self.path, first)["work"] != header["work"]:
             raise UserError(
                 f"{self.path} holds cells of a sweep with other settings, or the data set or the model changed since: "
                 "resume with what it was started with, or start a new run"
@@ -61,23 +62,27 @@ class Spool:
         """
         try:
             with self.path.open("rb") as file:
-                found, _ = _read(file.readline())
+                found = _payload(file.readline())
         except OSError:
-            found = []
-        if not found:
+            found = None
+        if found is None:
             raise UserError(f"there is nothing to resume: {self.path} does not exist or is empty")
-        return Header(self.path, found[0])
+        return Header(self.path, found)
 
     def append(self, records: Sequence[Any]) -> None:
         """Writes a batch of records; they are on disk when this returns."""
         self._write(list(records))
 
+    def batches(self) -> Iterator[list[Any]]:
+        """The records so far, as they were appended. What is torn at the end is cut off when all were read."""
+        for batch in islice(self._lines(), 1, None):
+            if not isinstance(batch, list):
+                raise UserError(f"{self.path} holds something other than finished cells: remove it and start the sweep anew")
+            yield batch
+
     def read(self) -> list[Any]:
         """All records so far."""
-        batches = self._lines()[1:]
-        if not all(isinstance(batch, list) for batch in batches):
-            raise UserError(f"{self.path} holds something other than finished cells: remove it and start the sweep anew")
-        return [record for batch in batches for record in batch]
+        return [record for batch in self.batches() for record in batch]
 
     def _write(self, payload: Any) -> None:
         text = json.dumps(payload, ensure_ascii=True, separators=(",", ":"))
@@ -96,31 +101,30 @@ class Spool:
                 f"cannot write {self.path}: {error.strerror}; what was finished before is kept: free some space, then resume"
             ) from None
 
-    def _lines(self) -> list[Any]:
+    def _lines(self) -> Iterator[Any]:
         if not self.path.exists():
-            return []
-        raw = self.path.read_bytes()
-        found, good = _read(raw)
-        rest = raw[good:]
-        if b"\n" in rest.rstrip(b"\n"):
-            raise UserError(f"{self.path} is damaged at byte {good}: remove it and start the sweep anew")
-        if rest:
-            with self.path.open("r+b") as file:
-                file.truncate(good)
-        return found
+            return
+        good = 0
+        with self.path.open("rb") as file:
+            for line in file:
+                if (found := _payload(line)) is None:
+                    break
+                yield found
+                good += len(line)
+            else:
+                return
+            if line.endswith(b"\n") and file.read(1):
+                raise UserError(f"{self.path} is damaged at byte {good}: remove it and start the sweep anew")
+        with self.path.open("r+b") as file:
+            file.truncate(good)
 
 
-def _read(raw: bytes) -> tuple[list[Any], int]:
-    """The whole lines from the start on, and how many bytes they are."""
-    found: list[Any] = []
-    good = 0
-    for line in raw.splitlines(keepends=True):
-        checksum, _, text = line.rstrip(b"\n").partition(b" ")
-        if not line.endswith(b"\n") or checksum != f"{zlib.crc32(text):08x}".encode():
-            break
-        try:
-            found.append(json.loads(text))
-        except (ValueError, RecursionError):
-            break
-        good += len(line)
-    return found, good
+def _payload(line: bytes) -> Any:
+    """What a line holds; None for one that is not whole."""
+    checksum, _, text = line.rstrip(b"\n").partition(b" ")
+    if not line.endswith(b"\n") or checksum != f"{zlib.crc32(text):08x}".encode():
+        return None
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None

@@ -24,7 +24,7 @@ from emo_mlflow.settings.sweep import SweepConfig
 from emo_mlflow.settings.tables import PARAMETERS
 from emo_mlflow.sweeping.layer_scores import dump_scores, layer_scores
 from emo_mlflow.sweeping.results import SweepResult, controlled
-from emo_mlflow.sweeping.schemas import TABLES
+from emo_mlflow.sweeping.schemas import CELL_TABLES, TABLES
 from emo_mlflow.sweeping.swept import SweptHeads
 from emo_mlflow.tracking.values import Values, finite, milliseconds, model_params, param_text
 from emo_mlflow.types import ASKING, Condition
@@ -178,7 +178,11 @@ def write_artifacts(result: SweepResult, folder: Path) -> None:
     config = {"config": asdict(result.config), **result.facts}
     (folder / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
     for name, declared in TABLES.items():
-        declared.write(getattr(result, name), folder / f"{name}.parquet")
+        path = folder / f"{name}.parquet"
+        if name in CELL_TABLES:
+            shutil.copyfile(result.cells / path.name, path)
+        else:
+            declared.write(getattr(result, name), path)
     kept = ("fit_hash", "model_fingerprint", "residual_norms", *IDENTITY)
     metadata = {name: str(result.facts[name]) for name in kept if name in result.facts}
     metadata["layer_scores"] = dump_scores(layer_scores(result.conditions, result.effects, result.facts.get("direction_accuracy", {})))

@@ -5,6 +5,9 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory, mkdtemp
 
 import numpy as np
 import pandas as pd
@@ -14,7 +17,7 @@ from emo_mlflow.comparison import Source
 from emo_mlflow.settings.sweep import make_config
 from emo_mlflow.statistics.effects import condition_effects
 from emo_mlflow.sweeping.results import SweepResult
-from emo_mlflow.sweeping.schemas import COMPLETIONS, FLUENCY, KEYS
+from emo_mlflow.sweeping.schemas import COMPLETIONS, FLUENCY, KEYS, SCORES
 from emo_mlflow.sweeping.swept import SweptDirections
 from emo_mlflow.sweeping.tables import condition_rows
 from emo_mlflow.types import Condition, Direction, Fit, Prompt, digest
@@ -97,11 +100,22 @@ def synthetic_sweep(
         fit_prompts=prompt_table.iloc[:0],
         swept=SweptDirections(Fit({name: Direction(name, "resid_pre", np.ones((n_layers, 8), np.float32)) for name in emotions}, norms)),
         conditions=table,
-        completions=completions,
-        scores=scores,
+        cells=_written(completions, scores),
         effects=condition_effects(scores.merge(fluency, on=KEYS), table),
         metrics={"cells_per_second": 10.0, "seconds.generation": 1.0, "seconds.scoring": 0.1, "failed_cells": 0.0},
     )
+
+
+def _written(completions: pd.DataFrame, scores: pd.DataFrame) -> Path:
+    folder = Path(mkdtemp(dir=_folder().name))
+    COMPLETIONS.write(completions, folder / "completions.parquet")
+    SCORES.write(scores, folder / "scores.parquet")
+    return folder
+
+
+@cache
+def _folder() -> TemporaryDirectory[str]:
+    return TemporaryDirectory(prefix="emo-synthetic-")
 
 
 def as_source(sweep: SweepResult, run_id: str | None = None) -> Source:

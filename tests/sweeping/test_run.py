@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 from places import write_texts
 from tiny_models import CONTEXT, save_tiny
@@ -18,7 +19,9 @@ from emo_mlflow.settings.sweep import make_config
 from emo_mlflow.sweeping.estimate import estimate
 from emo_mlflow.sweeping.plan import Plan, make_plan, prepare, tokens_by_prompt
 from emo_mlflow.sweeping.run import run
-from emo_mlflow.sweeping.tables import one_likelihood
+from emo_mlflow.sweeping.stages import cells_in
+from emo_mlflow.sweeping.tables import FirstLikelihoods, text_keys
+from emo_mlflow.types import Completion
 
 EMOTIONS = ("joy", "neutral")
 
@@ -117,9 +120,37 @@ def test_a_text_has_one_likelihood():
     rows = [("a", "p", "same", 3, 1.5, 0.5), ("b", "p", "same", 3, 1.5000001, 0.5000001), ("b", "q", "same", 3, 2.0, 0.4)]
     rows += [("c", "p", "other", 3, 1.7, 0.3), ("d", "p", "", 0, np.nan, np.nan)]
     texts = pd.DataFrame(rows, columns=["condition_id", "prompt_id", "completion", "n_tokens", "nll", "nll_sd"])
-    found = one_likelihood(texts)
+    keys = text_keys(texts)
+    found = FirstLikelihoods(keys, texts)(keys, texts)
     np.testing.assert_array_equal(found["nll"], [1.5, 1.5, 2.0, 1.7, np.nan])
     np.testing.assert_array_equal(found["nll_sd"], [0.5, 0.5, 0.4, 0.3, np.nan])
+
+
+def test_a_sweep_in_groups_is_the_sweep(place, tmp_path, monkeypatch):
+    """Parts on disk, groups of a few conditions, and a resumed half give the tables of one piece; equal texts share a likelihood over groups."""
+    given = {"temperature": "1", "samples_per_prompt": "2", "alphas": "0.001,4,1e38", "num_random": "7", "likelihoods": "few"}
+    kept: list[list[Completion]] = []
+    whole = run(plan_of(place, **given), [], lambda pack: kept.append(list(pack)), lambda *args: None)
+    cells = [item for pack in kept for item in pack]
+    monkeypatch.setattr("emo_mlflow.sweeping.tables.GROUP", 40)
+    done = [cells[i : i + 7] for i in range(0, len(cells) // 2, 7)]
+    parts = run(plan_of(place, **given), done, lambda pack: None, lambda *args: None, tmp_path)
+    assert pq.ParquetFile(tmp_path / "completions.parquet").num_row_groups > 5 and len(list(tmp_path.glob("part-*"))) > 3
+    for name in ("conditions", "completions", "scores", "effects"):
+        pd.testing.assert_frame_equal(getattr(parts, name), getattr(whole, name), rtol=1e-6, atol=1e-7)
+    assert parts.metrics["failed_cells"] == whole.metrics["failed_cells"] > 0
+    assert parts.metrics["distinct_texts"] == whole.metrics["distinct_texts"] == whole.completions["completion"].nunique()
+
+
+def test_packs_are_cut_in_turns(place, monkeypatch):
+    """Every cell once, those of a turn before those of the next, and none that is done."""
+    monkeypatch.setattr("emo_mlflow.sweeping.plan.TURN", 10)
+    plan = plan_of(place)
+    listed = [cell for pack in plan.packs(lambda cells: cells["prompt_id"].to_numpy() == next(iter(plan.tokens))) for cell in cells_in(pack)]
+    cells = list(plan.cells())
+    assert sorted(listed, key=cells.index) == [cell for cell in cells if cell.prompt_id != next(iter(plan.tokens))]
+    turns = [cells.index(cell) // 10 for cell in listed]
+    assert turns == sorted(turns) and turns[-1] > 0
 
 
 def test_likelihoods_are_where_they_are_read(place):

@@ -1,0 +1,144 @@
+"""What a sweep of many cells takes beside its model: time and memory from the spool to the record, with texts and scores made up at once.
+
+    python bench/large_sweep.py [--cells 10000,100000,1000000]
+
+Each size in a process of its own. The cells are cut into packs, spooled, scored, written as tables and laid out as a record by the code of every sweep;
+only the engine's and the scorer's numbers are made up: texts of 25 words (150 characters), hardly two of them equal, and 32 scores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import psutil
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
+
+from places import write_texts
+from tiny_models import save_tiny
+
+from emo_mlflow.scoring.protocol import Scorers
+from emo_mlflow.settings.sweep import make_config
+from emo_mlflow.steering.packing import Row
+from emo_mlflow.sweeping.plan import Plan, make_plan, prepare
+from emo_mlflow.sweeping.run import run
+from emo_mlflow.sweeping.spool import Spool
+from emo_mlflow.tracking.record import write_record
+from emo_mlflow.types import Completion, FloatArray
+
+WORDS = tuple("the train leaves at noon and every one who waits for it says that they have never been so glad to see rain on hills".split())
+PROMPTS, METRICS, PACK = 100, 32, "384"
+EMOTIONS = ("gratitude", "anger", "apology", "joy", "neutral")
+
+
+class FastScorer:
+    """Numbers from a text's length and letters."""
+
+    name, fingerprint, agreement, providers, costs = "fast", "f" * 16, (), ("none",), {}
+    metrics = ("goemotions.gratitude", "goemotions.anger", "goemotions.joy", *(f"goemotions.m{i}" for i in range(METRICS - 3)))
+
+    def score(self, texts: Sequence[str]) -> FloatArray:
+        seeds = np.array([hash(text) % 65521 for text in texts], np.float32)
+        return np.asarray((seeds[:, None] * np.arange(1, METRICS + 1, dtype=np.float32)) % 1013 / 1013, np.float32)
+
+
+def fast_engine(plan: Plan) -> Any:
+    """The engine's packs, with texts made up."""
+    rng = np.random.default_rng(0)
+
+    def generate(rows: Sequence[Row]) -> Iterator[list[Completion]]:
+        words, likely = rng.integers(0, len(WORDS), (len(rows), 30)), rng.normal(3, 0.3, (len(rows), 2))
+        yield [
+            Completion(row.cell, " ".join([WORDS[i] for i in chosen]), 30, 30, nll, 1 + abs(sd), 0.97, None)
+            for row, chosen, (nll, sd) in zip(rows, words, likely.tolist(), strict=True)
+        ]
+
+    return SimpleNamespace(packs=plan.engine.packs, generate=generate, batch_size=int(PACK))
+
+
+def plan_of(folder: Path, n_cells: int) -> Plan:
+    """A sweep of about so many cells of a tiny model."""
+    save_tiny(folder / "model", "gpt2")
+    write_texts(folder, EMOTIONS, 2 * PROMPTS)
+    per_alpha = 4 * 4 * 50 * PROMPTS
+    alphas = ",".join(str(1 + i / 64) for i in range(-(-n_cells // per_alpha)))
+    settings = {"model": folder / "model", "dataset": folder / "data.jsonl", "layers": "all", "alphas": alphas, "num_random": 49}
+    settings |= {"sequence_length": 30, "max_samples": PROMPTS, "device": "cpu", "batch_size": PACK, "emotions": ",".join(EMOTIONS[:4])}
+    config = make_config("smoke", {name: str(value) for name, value in settings.items()})
+    plan = make_plan(prepare(config))
+    plan = replace(plan, conditions=plan.conditions[: -(-n_cells // len(plan.tokens))])
+    scorer: Any = FastScorer()
+    plan = replace(plan, inputs=replace(plan.inputs, scorers=Scorers([scorer])))
+    plan.__dict__["engine"] = fast_engine(plan)
+    return plan
+
+
+def measure(n_cells: int) -> dict[str, float]:
+    """Seconds and GiB of one sweep: at the peak over what the process had when it began, and of what is no page of a file."""
+    with tempfile.TemporaryDirectory(dir=Path.cwd()) as name:
+        folder = Path(name)
+        plan = plan_of(folder, n_cells)
+        spool = Spool(folder / "run")
+        spool.begin({"work": "bench"})
+        process, peak, ended = psutil.Process(), [0, 0], threading.Event()
+        before = process.memory_info().rss
+
+        def watch() -> None:
+            while not ended.wait(0.05):
+                now = process.memory_info()
+                peak[0], peak[1] = max(peak[0], now.rss), max(peak[1], now.rss - now.shared)
+
+        threading.Thread(target=watch, daemon=True).start()
+        start = time.monotonic()
+        marks: dict[str, float] = {}
+
+        def progress(done: int, total: int, figures: Mapping[str, float]) -> None:
+            marks["written"] = time.monotonic()
+
+        result = run(plan, [], lambda pack: spool.append([asdict(item) for item in pack]), progress)
+        tables = time.monotonic()
+        write_record(result, folder / "record")
+        end = time.monotonic()
+        ended.set()
+        return {
+            "cells": plan.n_cells,
+            "spooled": marks["written"] - start,
+            "tables": tables - marks["written"],
+            "record": end - tables,
+            "start_gib": before / 2**30,
+            "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+            "anonymous_gib": peak[1] / 2**30,
+        }
+
+
+def main() -> None:
+    """Prints a line per size."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--cells", default="10000,100000,1000000")
+    parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.one:
+        print(json.dumps(measure(asked.one)))
+        return
+    for cells in asked.cells.split(","):
+        done = subprocess.run([sys.executable, __file__, "--one", cells], stdout=subprocess.PIPE, text=True, check=True)
+        found = json.loads(done.stdout.splitlines()[-1])
+        per_cell = (found["peak_gib"] - found["start_gib"]) * 2**30 / found["cells"]
+        print("  ".join(f"{name} {value:,.2f}" for name, value in found.items()), f" bytes_a_cell {per_cell:,.0f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
