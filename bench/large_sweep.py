@@ -1,9 +1,11 @@
 """What a sweep of many cells takes beside its model: time and memory from the spool to the record, with texts and scores made up at once.
 
     python bench/large_sweep.py [--cells 10000,100000,1000000]
+    python bench/large_sweep.py --compared 10 --cells 10000,100000
 
-Each size in a process of its own. The cells are cut into packs, spooled, scored, written as tables and laid out as a record by the code of every sweep;
-only the engine's and the scorer's numbers are made up: texts of 25 words (150 characters), hardly two of them equal, and 32 scores.
+Each size in a process of its own. The cells are cut into packs, spooled, scored, written as tables and laid out as a record by the code of every
+sweep; only the engine's and the scorer's numbers are made up: texts of 30 words (120 characters), no two of them equal, and 32 scores.
+With --compared, one sweep of each size is logged so many times in a store of its own, and a process that has nothing else to do compares these runs.
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from contextlib import chdir
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -30,6 +33,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 from places import write_texts
 from tiny_models import save_tiny
 
+from emo_mlflow.commands.compare import compare
+from emo_mlflow.commands.sweep import _record
 from emo_mlflow.scoring.protocol import Scorers
 from emo_mlflow.settings.sweep import make_config
 from emo_mlflow.steering.packing import Row
@@ -37,9 +42,10 @@ from emo_mlflow.sweeping.plan import Plan, make_plan, prepare
 from emo_mlflow.sweeping.run import run
 from emo_mlflow.sweeping.spool import Spool
 from emo_mlflow.tracking.record import write_record
+from emo_mlflow.tracking.sweep_run import SweepRun
 from emo_mlflow.types import Completion, FloatArray
 
-WORDS = tuple("the train leaves at noon and every one who waits for it says that they have never been so glad to see rain on hills".split())
+WORDS = "the train leaves at noon and every one who waits for it says that they have never been so glad to see rain on hills"
 PROMPTS, METRICS, PACK = 100, 32, "384"
 EMOTIONS = ("gratitude", "anger", "apology", "joy", "neutral")
 
@@ -57,12 +63,12 @@ class FastScorer:
 
 def fast_engine(plan: Plan) -> Any:
     """The engine's packs, with texts made up."""
-    rng = np.random.default_rng(0)
+    rng, words_known = np.random.default_rng(0), WORDS.split()
 
     def generate(rows: Sequence[Row]) -> Iterator[list[Completion]]:
-        words, likely = rng.integers(0, len(WORDS), (len(rows), 30)), rng.normal(3, 0.3, (len(rows), 2))
+        words, likely = rng.integers(0, len(words_known), (len(rows), 30)), rng.normal(3, 0.3, (len(rows), 2))
         yield [
-            Completion(row.cell, " ".join([WORDS[i] for i in chosen]), 30, 30, nll, 1 + abs(sd), 0.97, None)
+            Completion(row.cell, " ".join([words_known[i] for i in chosen]), 30, 30, nll, 1 + abs(sd), 0.97, None)
             for row, chosen, (nll, sd) in zip(rows, words, likely.tolist(), strict=True)
         ]
 
@@ -108,8 +114,8 @@ def measure(n_cells: int) -> dict[str, float]:
         def progress(done: int, total: int, figures: Mapping[str, float]) -> None:
             marks["written"] = time.monotonic()
 
-        result = run(plan, [], lambda pack: spool.append([asdict(item) for item in pack]), progress)
-        tables = time.monotonic()
+        result = run(plan, [], lambda pack: spool.append(list(map(_record, pack))), progress)
+        tables, peak_tables = time.monotonic(), peak[0]
         write_record(result, folder / "record")
         end = time.monotonic()
         ended.set()
@@ -119,9 +125,38 @@ def measure(n_cells: int) -> dict[str, float]:
             "tables": tables - marks["written"],
             "record": end - tables,
             "start_gib": before / 2**30,
+            "peak_of_tables_gib": peak_tables / 2**30,
             "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
             "anonymous_gib": peak[1] / 2**30,
         }
+
+
+def logged(n_cells: int, times: int, folder: Path) -> list[str]:
+    """One sweep as several runs of a store in the folder."""
+    plan = plan_of(folder, n_cells)
+    result = run(plan, [], lambda pack: None, lambda *state: None, folder / "tables")
+    ids = []
+    for _ in range(times):
+        with chdir(folder), SweepRun.open(plan.config, tracking_uri=f"sqlite:///{folder}/store.db") as tracked:
+            tracked.log(replace(result, config=replace(plan.config, child_runs="none")))
+            ids.append(tracked.run_id)
+    return ids
+
+
+def comparison(runs: str, uri: str) -> dict[str, float]:
+    """Seconds and GiB of comparing runs."""
+    compare(runs.split(",")[:1], tracking_uri=uri, n_bootstrap=2)  # imports, and the store's first connection
+    start, before = time.monotonic(), psutil.Process().memory_info().rss
+    compare(runs.split(","), tracking_uri=uri)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {"runs": runs.count(",") + 1, "seconds": time.monotonic() - start, "start_gib": before / 2**30, "peak_gib": peak / 2**20}
+
+
+def own_process(*words: str) -> dict[str, float]:
+    """What this program measures in a process of its own."""
+    command = [sys.executable, str(Path(__file__).resolve()), *words]
+    found: dict[str, float] = json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()[-1])
+    return found
 
 
 def main() -> None:
@@ -129,13 +164,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cells", default="10000,100000,1000000")
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--compared", type=int)
+    parser.add_argument("--runs", nargs=2, help=argparse.SUPPRESS)
     asked = parser.parse_args()
+    if asked.runs:
+        print(json.dumps(comparison(*asked.runs)))
+        return
     if asked.one:
         print(json.dumps(measure(asked.one)))
         return
     for cells in asked.cells.split(","):
-        done = subprocess.run([sys.executable, __file__, "--one", cells], stdout=subprocess.PIPE, text=True, check=True)
-        found = json.loads(done.stdout.splitlines()[-1])
+        if asked.compared:
+            with tempfile.TemporaryDirectory(dir=Path.cwd()) as name:
+                ids = logged(int(cells), asked.compared, Path(name))
+                print(f"{cells} cells each", own_process("--runs", ",".join(ids), f"sqlite:///{name}/store.db"), flush=True)
+            continue
+        found = own_process("--one", cells)
         per_cell = (found["peak_gib"] - found["start_gib"]) * 2**30 / found["cells"]
         print("  ".join(f"{name} {value:,.2f}" for name, value in found.items()), f" bytes_a_cell {per_cell:,.0f}", flush=True)
 

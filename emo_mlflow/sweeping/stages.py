@@ -6,7 +6,7 @@ Cells -> completions (`Generation`) -> scores (`Scoring`). A batch is an Arrow t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import fields
 
 import numpy as np
 import pyarrow as pa
@@ -47,13 +47,14 @@ def probe_logits(loaded: LoadedModel, tokens: Tokens) -> torch.Tensor:
 
 def cell_batch(cells: Sequence[Cell]) -> pa.Table:
     """A batch of `Generation`: a row per cell."""
-    return pa.Table.from_pylist([asdict(cell) for cell in cells], schema=CELL)
+    return pa.table({name: [getattr(cell, name) for cell in cells] for name in CELL.names}, schema=CELL)
 
 
 def completion_batch(completions: Sequence[Completion]) -> pa.Table:
     """What `Generation` gives: a row per completion."""
-    rows = [asdict(c.cell) | {name: getattr(c, name) for name in RESULTS} for c in completions]
-    return pa.Table.from_pylist(rows, schema=COMPLETION)
+    cells = cell_batch([item.cell for item in completions])
+    results = {name: [getattr(item, name) for item in completions] for name in RESULTS}
+    return pa.table({**dict(zip(CELL.names, cells.columns, strict=True)), **results}, schema=COMPLETION)
 
 
 def cells_in(table: pa.Table) -> list[Cell]:

@@ -94,7 +94,7 @@ class Work:
         return len(np.unique(np.concatenate(self._texts)))
 
     def score(self) -> None:
-        """Writes scores.parquet: KEYS and one float32 column per metric, for the cells that did not fail; of a group, each distinct text is scored once."""
+        """Writes scores.parquet: KEYS, one float32 column per metric, for cells that did not fail. Each distinct text of a group is scored once."""
         with SCORES.writer(self.folder / "scores.parquet") as write:
             for group in self._groups():
                 write(self._scores(group).to_pandas())
@@ -208,7 +208,9 @@ def _looked_up(keys: Keys, known: Keys, values: Floats) -> Floats:
     return np.where(known[at] == keys, values[at], np.nan)
 
 
-def assemble(config: SweepConfig, facts: Mapping[str, Any], prompts: PromptSet, swept: Swept, work: Work, metrics: Mapping[str, float]) -> SweepResult:
+def assemble(
+    config: SweepConfig, facts: Mapping[str, Any], prompts: PromptSet, swept: Swept, work: Work, metrics: Mapping[str, float]
+) -> SweepResult:
     """The result of a sweep whose cells are scored: its tables, in an order that does not depend on how the work was cut."""
     conditions = condition_rows(work.plan.conditions, swept)
     effects, baseline = [], None

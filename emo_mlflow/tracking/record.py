@@ -108,9 +108,10 @@ def sweep_record(result: SweepResult) -> Record:
     rows = result.conditions.to_dict("records")
     children, reason = plan_children(result.config, rows)
     by_id = {row["condition_id"]: row for row in rows}
-    by_condition = dict(list(effects.groupby("condition_id")))
+    of_children = effects if children else effects.iloc[:0]
+    by_condition = dict(list(of_children.groupby("condition_id")))
     randoms: dict[tuple[Any, ...], list[dict[Any, Any]]] = {}
-    for control in effects[effects["kind"] == "random"].to_dict("records"):
+    for control in of_children[of_children["kind"] == "random"].to_dict("records"):
         randoms.setdefault(controlled(control), []).append(control)
 
     def measured(child: Child) -> Child:

@@ -8,9 +8,11 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -19,9 +21,33 @@ STORE_BYTES = 100 * 2**20
 PATIENCE = 600.0  # until a hang is called one, on two cores that others use too
 
 
+@dataclass(frozen=True)
+class Second:
+    """The node beside the head: it can be killed, and another one can take its place."""
+
+    cluster: Any
+    options: Mapping[str, Any]
+    nodes: list[Any]
+
+    def kill(self) -> None:
+        """Its raylet and all of its workers, at once."""
+        self.cluster.remove_node(self.nodes.pop(), allow_graceful=False)
+
+    def join(self) -> None:
+        """A node joins the cluster."""
+        self.nodes.append(self.cluster.add_node(**self.options))
+
+
 @contextmanager
 def two_nodes(dashboard: bool = False) -> Iterator[tuple[str, str]]:
-    """Starts a head and one more node of one CPU each, and yields the addresses of the cluster and of its dashboard.
+    """Starts a head and one more node of one CPU each, and yields the addresses of the cluster and of its dashboard."""
+    with mortal_node(dashboard) as (address, url, _):
+        yield address, url
+
+
+@contextmanager
+def mortal_node(dashboard: bool = False) -> Iterator[tuple[str, str, Second]]:
+    """The same, and what kills the second node.
 
     The nodes' processes die with this one, whatever ends it; at the end of the block there is none left.
     """
@@ -34,8 +60,9 @@ def two_nodes(dashboard: bool = False) -> Iterator[tuple[str, str]]:
     with _folder_of_ray():
         cluster = Cluster(initialize_head=True, head_node_args={**node, **options})
         try:
-            cluster.add_node(**node)
-            yield cluster.address, f"http://127.0.0.1:{port}"
+            second = Second(cluster, node, [])
+            second.join()
+            yield cluster.address, f"http://127.0.0.1:{port}", second
         finally:
             cluster.shutdown()
             left = [process for process in psutil.Process().children(recursive=True) if process.pid not in before]

@@ -100,13 +100,14 @@ def synthetic_sweep(
         fit_prompts=prompt_table.iloc[:0],
         swept=SweptDirections(Fit({name: Direction(name, "resid_pre", np.ones((n_layers, 8), np.float32)) for name in emotions}, norms)),
         conditions=table,
-        cells=_written(completions, scores),
+        cells=cells_on_disk(completions, scores),
         effects=condition_effects(scores.merge(fluency, on=KEYS), table),
         metrics={"cells_per_second": 10.0, "seconds.generation": 1.0, "seconds.scoring": 0.1, "failed_cells": 0.0},
     )
 
 
-def _written(completions: pd.DataFrame, scores: pd.DataFrame) -> Path:
+def cells_on_disk(completions: pd.DataFrame, scores: pd.DataFrame) -> Path:
+    """A folder of the tables that have a row per cell, gone with the process."""
     folder = Path(mkdtemp(dir=_folder().name))
     COMPLETIONS.write(completions, folder / "completions.parquet")
     SCORES.write(scores, folder / "scores.parquet")
