@@ -34,6 +34,7 @@ from emo_mlflow.settings.direction_choice import parse_direction
 from emo_mlflow.settings.templates import check_form, form_line
 from emo_mlflow.settings.vectors import VectorSettings
 from emo_mlflow.sweeping.layer_scores import dump_scores
+from emo_mlflow.tracking.lifecycle import run_name
 from emo_mlflow.tracking.outcome import Outcome, write_config
 from emo_mlflow.tracking.values import Values
 from emo_mlflow.types import Direction, FloatArray
@@ -110,7 +111,7 @@ def run_vectors(settings: VectorSettings, out: Path) -> Outcome:
     write_vectors_report(tables.readout, tables.subspaces, tables.norms, settings.model, settings.direction, out)
     return Outcome(
         kind="vectors",
-        name=f"vectors {settings.model}",
+        name=run_name(settings.model, "vectors"),
         facts=facts,
         metrics=_metrics(tables),
         lines=(

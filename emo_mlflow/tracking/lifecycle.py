@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
@@ -27,6 +28,11 @@ def experiment_name(client: MlflowClient, name: str | None) -> str:
     """The experiment asked for, or the one that MLflow has as active, or Default."""
     active = os.environ.get("MLFLOW_EXPERIMENT_ID", "0")
     return name or os.environ.get("MLFLOW_EXPERIMENT_NAME") or str(client.get_experiment(active).name)
+
+
+def run_name(model: str, what: str) -> str:
+    """A run's name, the model first: MLflow's table of runs cuts names off at 17 letters."""
+    return f"{Path(model).name.removesuffix('.gguf')} {what}"
 
 
 def open_run(

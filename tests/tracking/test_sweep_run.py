@@ -222,7 +222,7 @@ def test_the_run_that_mlflow_run_made_is_used(store, monkeypatch):
     assert run.run_id == made.info.run_id
     found = client.get_run(run.run_id)
     assert "gratitude: raised" in found.data.tags["mlflow.note.content"]
-    assert found.info.run_name == f"sweep {result.config.model}, generated"
+    assert found.info.run_name == f"{result.config.model} sweep"
     assert found.data.tags["emo.kind"] == "sweep" and found.data.params["config.model"] == result.config.model
     mark_failed("no such model", store)
     assert client.get_run(run.run_id).data.tags["emo.failure"] == "no such model"
