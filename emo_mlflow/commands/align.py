@@ -30,7 +30,7 @@ from emo_mlflow.prompts.columns import Layout
 from emo_mlflow.prompts.selection import EVERY, PromptSet, fit_hash, load_prompts
 from emo_mlflow.report.alignment import write_alignment_report
 from emo_mlflow.settings.align import AlignSettings
-from emo_mlflow.tracking.lifecycle import run_name
+from emo_mlflow.tracking.lifecycle import run_name, short_name
 from emo_mlflow.tracking.outcome import Outcome, write_config
 from emo_mlflow.tracking.values import Values
 from emo_mlflow.types import FloatArray, Prompt, Tokens
@@ -71,7 +71,7 @@ def run_align(settings: AlignSettings, out: Path) -> Outcome:
     write_alignment_report(tables.overlap, tables.maps, tables.directions, settings.map, out)
     return Outcome(
         kind="alignment",
-        name=run_name(settings.model_a, f"aligned with {settings.model_b}"),
+        name=run_name(settings.model_a, f"aligned with {short_name(settings.model_b)}"),
         facts=facts,
         metrics=_metrics(tables),
         lines=(f"Reference  {prompts.compared_with}", *_lines(settings, tables, a, b)),

@@ -32,7 +32,12 @@ def experiment_name(client: MlflowClient, name: str | None) -> str:
 
 def run_name(model: str, what: str) -> str:
     """A run's name, the model first: MLflow's table of runs cuts names off at 17 letters."""
-    return f"{Path(model).name.removesuffix('.gguf')} {what}"
+    return f"{short_name(model)} {what}"
+
+
+def short_name(model: str) -> str:
+    """A model without its folder, its owner, and the ending of its file."""
+    return Path(model).name.removesuffix(".gguf")
 
 
 def open_run(
