@@ -71,7 +71,7 @@ def run_align(settings: AlignSettings, out: Path) -> Outcome:
     write_alignment_report(tables.overlap, tables.maps, tables.directions, settings.map, out)
     return Outcome(
         kind="alignment",
-        name=run_name(settings.model_a, f"aligned with {short_name(settings.model_b)}"),
+        name=run_name(settings.model_a, f"to {short_name(settings.model_b)}"),
         facts=facts,
         metrics=_metrics(tables),
         lines=(f"Reference  {prompts.compared_with}", *_lines(settings, tables, a, b)),

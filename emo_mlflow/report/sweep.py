@@ -10,7 +10,17 @@ from typing import Any
 import pandas as pd
 
 from emo_mlflow.report.agreement import agreement_paragraphs
-from emo_mlflow.report.blocks import Block, Bullets, Heading, Paragraph, Picture, Table, escape, to_html, to_markdown
+from emo_mlflow.report.blocks import (
+    Block,
+    Bullets,
+    Heading,
+    Paragraph,
+    Picture,
+    Table,
+    bullet_lists,
+    to_html,
+    to_markdown,
+)
 from emo_mlflow.report.figures import against_random, effect_against_price, heat_maps
 from emo_mlflow.report.findings import BROKEN, SMALLEST_EFFECT, Finding, effect_table, findings
 from emo_mlflow.report.style import save
@@ -55,8 +65,22 @@ def verdict(found: Finding) -> str:
 
 
 def verdicts(result: SweepResult) -> list[str]:
-    """A Markdown bullet per emotion: what its direction did at its strongest condition; then what asking for it did."""
-    return [f"- {escape(text)}" for text in (*map(verdict, findings(result)), *asking_lines(result))]
+    """A sentence per emotion: what its direction did at its strongest condition; then what asking for it did."""
+    return [*map(verdict, findings(result)), *asking_lines(result)]
+
+
+def note(result: SweepResult) -> str:
+    """The run's description: a line per emotion, since a page shows few before *Show more*; then the sentences."""
+    return bullet_lists(map(brief, findings(result)), verdicts(result))
+
+
+def brief(found: Finding) -> str:
+    """An emotion's strongest condition in one short line."""
+    if found.chosen:
+        return f"{found.emotion}: no scorer has a label for it"
+    where = f"alpha {found.alpha:g}" if found.head is None else f"head {found.head}"
+    p = f" (p = {found.p:.2g})" if not isnan(found.p) else ""
+    return f"{found.emotion}: {found.difference:+.2f} at layer {found.layer}, {where}{p}{'; broken text ' if found.price else ''}{found.price}"
 
 
 def asking_lines(result: SweepResult) -> list[str]:

@@ -20,7 +20,7 @@ from emo_mlflow.errors import UserError
 from emo_mlflow.models.identity import IDENTITY
 from emo_mlflow.report.findings import Finding, findings
 from emo_mlflow.report.heads import write_heads_report
-from emo_mlflow.report.sweep import verdicts, write_report
+from emo_mlflow.report.sweep import note, write_report
 from emo_mlflow.settings.sweep import SweepConfig
 from emo_mlflow.settings.tables import PARAMETERS
 from emo_mlflow.sweeping.layer_scores import dump_scores, layer_scores
@@ -127,7 +127,7 @@ def sweep_record(result: SweepResult) -> Record:
         timestamp=milliseconds(),
         params=sweep_params(result.config) | model_params(result.facts),
         metrics=finite([*facts, *best_metrics(result), *parent_metrics(result.config, effects)]),
-        note="\n".join(verdicts(result)),
+        note=note(result),
         answers=best_answers(result),
         children=tuple(map(measured, children)),
         no_children=reason,
@@ -170,6 +170,8 @@ def best_answers(result: SweepResult) -> dict[str, str]:
     """The same in a few words: `+0.26, 44% broken, L12 α2`."""
 
     def answer(found: Finding) -> str:
+        if found.chosen:
+            return "no label of its own"
         broken = "" if math.isnan(found.broken) else f"{found.broken:.0%} broken, "
         return f"{found.difference:+.2f}, {broken}L{found.layer} {_strength(found.head, found.alpha)}"
 

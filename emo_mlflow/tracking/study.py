@@ -12,7 +12,7 @@ from typing import Any
 from mlflow import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE
 
-from emo_mlflow.report.study import note, write_study_report
+from emo_mlflow.report.study import note, words_for_table, write_study_report
 from emo_mlflow.studying.finished import StudyResult
 from emo_mlflow.studying.protocol import Design
 from emo_mlflow.studying.verdicts import verdict_metrics
@@ -74,7 +74,7 @@ class StudyRun:
         log_values(self.client, self.run_id, metrics=metrics)
         for answer in result.answers:
             self.client.set_tag(self.run_id, metric_name(f"emo.verdict.{answer.emotion}"), answer.verdict)
-        log_answers(self.client, self.run_id, {answer.emotion: f"{answer.verdict}, {answer.effect.mean:+.2f}" for answer in result.answers})
+        log_answers(self.client, self.run_id, {answer.emotion: words_for_table(answer) for answer in result.answers})
         self.client.set_tag(self.run_id, MLFLOW_RUN_NOTE, note(result))
         self._log_children(result)
 

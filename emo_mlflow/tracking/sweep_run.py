@@ -96,7 +96,7 @@ class SweepRun:
         os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # two lines per child run otherwise
         client = MlflowClient(tracking_uri)
         tags = {"emo.model": config.model, "emo.profile": config.profile}
-        name = run_name(config.model, config.kind) + (f", {config.scope}" if config.scope != "generated" else "")
+        name = run_name(config.model, config.kind) + (f", {config.scope}" if config.kind == "sweep" and config.scope != "generated" else "")
         opened = open_run(client, config.kind, name, tags=tags, experiment=experiment, run_id=run_id)
         return cls(client, _get_run(client, opened), run_id is None and run_of_project() is None, say)
 
