@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Iterable
 from reprlib import repr as short
 
 from emo_mlflow.errors import UserError
@@ -44,6 +45,12 @@ def check_name(value: object, where: str) -> str:
 def same_name(name: str) -> str:
     """What two spellings of one name share: neither case nor the way in which accents are stored counts."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+
+
+def first_spellings(names: Iterable[str]) -> dict[str, str]:
+    """Each name, and the spelling of it that came first."""
+    firsts: dict[str, str] = {}
+    return {name: firsts.setdefault(same_name(name), name) for name in names}
 
 
 def _is_name(text: str) -> bool:
