@@ -17,6 +17,7 @@ from emo_mlflow.alignment.tables import Aligner, AlignTables, States, matched
 from emo_mlflow.commands.task import Task
 from emo_mlflow.common.csv_files import write_csv
 from emo_mlflow.common.machine import pick_device
+from emo_mlflow.common.names import short_name
 from emo_mlflow.directions.activations import text_means, token_states, whole
 from emo_mlflow.directions.files import save_directions
 from emo_mlflow.directions.subspaces import check_components
@@ -30,7 +31,7 @@ from emo_mlflow.prompts.columns import Layout
 from emo_mlflow.prompts.selection import EVERY, PromptSet, fit_hash, load_prompts
 from emo_mlflow.report.alignment import write_alignment_report
 from emo_mlflow.settings.align import AlignSettings
-from emo_mlflow.tracking.lifecycle import run_name, short_name
+from emo_mlflow.tracking.lifecycle import run_name
 from emo_mlflow.tracking.outcome import Outcome, write_config
 from emo_mlflow.tracking.values import Values
 from emo_mlflow.types import FloatArray, Prompt, Tokens

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable
+from pathlib import PurePath
 from reprlib import repr as short
 
 from emo_mlflow.errors import UserError
@@ -45,6 +46,11 @@ def check_name(value: object, where: str) -> str:
 def same_name(name: str) -> str:
     """What two spellings of one name share: neither case nor the way in which accents are stored counts."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+
+
+def short_name(model: str) -> str:
+    """A model's name without its folder or owner, and without the ending of a GGUF file; on one line."""
+    return one_line(PurePath(model).name.removesuffix(".gguf"))
 
 
 def first_spellings(names: Iterable[str]) -> dict[str, str]:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from emo_mlflow.common.names import first_spellings, one_line
+from emo_mlflow.common.names import first_spellings, short_name
 from emo_mlflow.errors import UserError
 from emo_mlflow.scoring.targets import expected_sign
 from emo_mlflow.settings.tables import PARAMETERS
@@ -138,7 +138,7 @@ def _check_pair(first: Source, other: Source) -> None:
 
 def _labelled(sources: Sequence[Source]) -> tuple[Source, ...]:
     """Names the sweeps by model; sweeps of one model by what sets them apart, or else by run."""
-    models = [one_line(str(source.config["model"])) for source in sources]
+    models = [short_name(str(source.config["model"])) for source in sources]
     named = []
     for source, model in zip(sources, models, strict=True):
         rivals = [other for other, name in zip(sources, models, strict=True) if name == model]

@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from emo_mlflow.common.names import short_name
 from emo_mlflow.report.agreement import agreement_paragraphs
 from emo_mlflow.report.blocks import (
     Block,
@@ -209,7 +210,7 @@ def _blocks(result: SweepResult, found: Sequence[Finding], examples: pd.DataFram
     texts = [_example(row) for row in shown]
     versions = ", ".join(f"{name} {version}" for name, version in result.facts["versions"].items())
     return [
-        Heading(f"Sweep of {result.config.model}", 1),
+        Heading(f"Sweep of {short_name(result.config.model)}", 1),
         Bullets([*map(verdict, found), *asking_lines(result)]),
         Paragraph(
             "Each is the condition with the largest change of that emotion's own label, of all layers and strengths that were tried, "

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.tracking.context.registry import resolve_tags
 
 from emo_mlflow import __version__
+from emo_mlflow.common.names import short_name
 from emo_mlflow.errors import UserError, reason_of
 from emo_mlflow.tracking.store import shown
 
@@ -33,11 +33,6 @@ def experiment_name(client: MlflowClient, name: str | None) -> str:
 def run_name(model: str, what: str) -> str:
     """A run's name, the model first: MLflow's table of runs cuts names off at 17 letters."""
     return f"{short_name(model)} {what}"
-
-
-def short_name(model: str) -> str:
-    """A model without its folder, its owner, and the ending of its file."""
-    return Path(model).name.removesuffix(".gguf")
 
 
 def open_run(
