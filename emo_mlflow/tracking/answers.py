@@ -19,8 +19,8 @@ ANSWER = "emo.answer"
 KEY, NAME = "emo_mlflow", "Answers"
 VIEW = f"mlflow.sharedViewState.{KEY}"
 VIEW_LENGTH = 5000  # MLflow's limit of an experiment's tag
-WIDTHS = {"attributes.`Run Name`": 225, "runDateAndNestInfo": 145, "duration": 75}  # pixels; with three emotions they fill a page of 1400
-ANSWER_WIDTH = 185
+WIDTHS = {"attributes.`Run Name`": 245, "runDateAndNestInfo": 145, "duration": 75}  # pixels; with three emotions they fill a page of 1400
+ANSWER_WIDTH = 195
 
 
 def log_answers(client: MlflowClient, run_id: str, answers: Mapping[str, str]) -> None:
