@@ -34,7 +34,7 @@ def answer(comparison: Comparison, t: Words) -> list[str]:
     cases = comparison.tables["recommendations"]
     known = cases[cases["reason"] != "no_target"]
     first = [_verdict(comparison, known, t), _largest(comparison, t)] if len(known) else [t["untargeted"]]
-    return [text for text in (*first, *_asking(comparison, t), *_together(comparison, t), _tests(comparison, t), _limits(comparison, t)) if text]
+    return [text for text in (*first, *_asking(comparison, t), _tests(comparison, t), _limits(comparison, t)) if text]
 
 
 def _asking(comparison: Comparison, t: Words) -> list[str]:
@@ -56,21 +56,6 @@ def _asking(comparison: Comparison, t: Words) -> list[str]:
         words = {**best, "case": t["case"].format(model=model, emotion=emotion), "arm": t[f"arm_{arm}"], "claim": claim}
         price = [t["asking_broken"].format(**row) for row in records(broken.dropna(subset=["effect_direction", "effect_asking"]))]
         sentences.append(t["asking"].format(**words, count=len(own), ends=_ends(best, t)) + "".join(price))
-    return sentences
-
-
-def _together(comparison: Comparison, t: Words) -> list[str]:
-    """Per combination of two directions and own label, whether both do more or less than the sum, at the setting that says most."""
-    table = comparison.tables["interactions"]
-    if not len(table):
-        return []
-    own = table[table[OWN].astype(bool) & table["p"].notna()]
-    sentences = []
-    for _, rows in own.groupby(["model", "emotion", "metric"], sort=False):
-        row = records(rows.loc[[rows["p"].idxmin()]])[0]
-        found = "sum" if not significant(row["p_holm"]) else "more" if row["interaction"] > 0 else "less"
-        words = {**row, "case": t["case"].format(**row), "claim": t[f"together_{found}"], "ends": _ends(row, t), "place": setting_name(row, t)}
-        sentences.append(t["together"].format(**words))
     return sentences
 
 

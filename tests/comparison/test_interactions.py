@@ -12,8 +12,6 @@ from synthetic import as_source, synthetic_sweep
 from emo_mlflow.comparison import compare_sweeps
 from emo_mlflow.comparison.interactions import interactions
 from emo_mlflow.comparison.responses import responses
-from emo_mlflow.report.comparison_answer import answer
-from emo_mlflow.report.texts import LANGUAGES
 from emo_mlflow.sweeping.results import condition_of
 
 
@@ -54,24 +52,6 @@ def test_an_interaction_is_what_is_more_than_the_sum(shares):
     assert found["interaction"] == pytest.approx(found["effect_both"] - found["effect_first"] - found["effect_second"], abs=1e-5)
     others = table.drop("goemotions.gratitude").loc[[name for name in table.index if name.startswith("goemotions") and "gratitude" not in name]]
     np.testing.assert_allclose(others["interaction"], 0, atol=1e-5)
-
-
-@pytest.mark.parametrize(("bonus", "words"), [(0.4, "more than the sum"), (-0.4, "less than the sum"), (0.0, "is not shown")])
-def test_the_report_says_no_more_than_the_test(bonus, words):
-    """Own labels are those of the two directions, and a family of their own."""
-    comparison = compare_sweeps([with_combination((1.0, 1.0), bonus)], n_bootstrap=50)
-    table = comparison.tables["interactions"]
-    assert set(table.loc[table["own"], "metric"]) == {"goemotions.gratitude", "goemotions.anger"}
-    assert sum("gratitudeだけでは" in line for line in answer(comparison, LANGUAGES["ja"])) == 2
-    english = [line for line in answer(comparison, LANGUAGES["en"]) if line.startswith("both (model-a), goemotions.gratitude")]
-    assert len(english) == 1 and words in english[0] and "gratitude alone by" in english[0]
-
-
-def test_kl_has_no_interactions():
-    """Both share one budget, so neither acts as strongly as it does alone."""
-    source = with_combination((1.0, 1.0), bonus=0.4)
-    data = responses(replace(source, conditions=source.conditions.assign(alpha_unit="kl")))
-    assert not len(interactions([data], ("comparison",), 50, 0))
 
 
 def test_without_all_four_cells_there_is_none():
