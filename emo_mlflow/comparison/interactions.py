@@ -21,8 +21,6 @@ Done = tuple[object, ...]  # what a condition does, however it is written
 def interactions(sweeps: list[Responses], family: tuple[str, ...], n_bootstrap: int, seed: int) -> pd.DataFrame:
     """Neither, each, and both: a row per condition of two emotions whose parts the sweep ran alone at the same strengths, and metric.
 
-    Under `alpha_unit=kl` there are none: the strengths are not the same.
-
     Returns:
         model, condition_id, emotion (the combination's name), first, second, layer, alpha, scope, patch_window, metric; n (prompts);
         effect_first, effect_second, effect_both, each against the baseline; interaction = effect_both - effect_first - effect_second,
@@ -42,8 +40,6 @@ def _of_sweep(sweep: Responses, n_bootstrap: int, seed: int) -> pd.DataFrame:
     positions = {_done(condition, condition.every_edit): position for position, condition in conditions.items()}
     tables = []
     for both, condition in conditions.items():
-        if condition.alpha_unit == "kl":
-            continue  # both share one budget, so each acts with less strength than alone
         names = tuple(dict.fromkeys(edit.emotion for edit in condition.every_edit))
         alone = [positions.get(_done(condition, [edit for edit in condition.every_edit if edit.emotion == name])) for name in names]
         if len(names) == 2 and alone[0] is not None and alone[1] is not None:

@@ -150,7 +150,7 @@ class SteeredModel:
 
     def _dose(self, condition: Condition) -> float:
         """What does the damage that alpha says, found once for each alpha."""
-        patch = make_patch(replace(at_dose(condition, 1.0), alpha_schedule="constant"), self._vector, self._basis, self.settings.residual_norm, 1)
+        patch = make_patch(at_dose(condition, 1.0), self._vector, self._basis, self.settings.residual_norm, 1)
         with self.lock:
             if condition.alpha not in self._doses:
                 meter = budget_meter(self.loaded, self._stack, [patch.boundary], self.settings.generation.prepend_bos)

@@ -268,6 +268,8 @@ def make_config(profile: str = DEFAULT, given: Mapping[str, str | None] | None =
         )
     if settings.directions != "fit" and settings.pairs:
         raise UserError(f"pairs={settings.pairs} are to fit on, and directions={settings.directions} is fitted already: give one of them")
+    if settings.alpha_unit == "kl" and ("+" in settings.layers or settings.combine):
+        raise UserError("alpha_unit=kl finds the strength of one edit, and not of several: use vector or residual for bands and combine=")
     if settings.instructions and "instruction" not in settings.arms:
         raise UserError(f"instructions={settings.instructions!r} needs arms=direction,instruction")
     check_form(settings)

@@ -82,12 +82,6 @@ def at_dose(condition: Condition, dose: float) -> Condition:
     return replace(condition, alpha=dose, alpha_unit="vector")
 
 
-def times(patch: Patch, factor: float) -> Patch:
-    """The patch with the alpha of each of its edits multiplied."""
-    scaled = np.asarray(patch.alpha_by_step * factor, np.float32)
-    return replace(patch, alpha_by_step=scaled, then=tuple(times(each, factor) for each in patch.then))
-
-
 def make_patch(
     condition: Condition, vector: FloatArray, basis: FloatArray | None, residual_norm: float, n_steps: int
 ) -> Patch:

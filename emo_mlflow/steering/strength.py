@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,7 @@ from emo_mlflow.models.loading import LoadedModel
 from emo_mlflow.models.tokens import encode
 from emo_mlflow.prompts.passages import neutral_passages
 from emo_mlflow.steering.damage import DamageMeter
-from emo_mlflow.steering.edits import Patch, times
+from emo_mlflow.steering.edits import Patch
 from emo_mlflow.types import Tokens
 
 N_PASSAGES = 8  # neutral texts on which a budget is met
@@ -101,10 +101,10 @@ def budget_meter(loaded: LoadedModel, stack: BlockStack, boundaries: Collection[
 
 
 def find_strengths(meter: DamageMeter, patches: Sequence[Patch], budgets: Sequence[float]) -> Strengths:
-    """The factor of each patch (`edits.times`) at which its mean KL per token is its budget.
+    """The factor of each patch at which its mean KL per token is its budget.
 
     Args:
-        patches: each adds something; of one edit, or of several, which are scaled together.
+        patches: their alphas are left out of account; each adds something.
         budgets: in nats per token. A negative one is met by the opposite direction, and 0 by none.
 
     Raises:
@@ -112,7 +112,7 @@ def find_strengths(meter: DamageMeter, patches: Sequence[Patch], budgets: Sequen
     """
     found, kl = np.zeros(len(patches)), np.zeros(len(patches))
     wanted = [i for i, budget in enumerate(budgets) if budget]
-    turned = [times(patches[i], math.copysign(1, budgets[i])) for i in wanted]
+    turned = [patches[i] if budgets[i] > 0 else replace(patches[i], shift=-patches[i].shift) for i in wanted]
     searches = _search(meter, turned, [abs(budgets[i]) for i in wanted]) if wanted else []
     for i, search in zip(wanted, searches, strict=True):
         if abs(search.kl - search.budget) > TOLERANCE * search.budget:
@@ -126,7 +126,7 @@ def find_strengths(meter: DamageMeter, patches: Sequence[Patch], budgets: Sequen
 
 def _search(meter: DamageMeter, patches: Sequence[Patch], budgets: Sequence[float]) -> list[_Search]:
     """From a guess to where a part of the texts meets the budgets, and from there to where all do."""
-    norms = [meter.norms[patch.boundary] / _length(patch) for patch in patches]
+    norms = [meter.norms[patch.boundary] / float(np.linalg.norm(patch.shift)) for patch in patches]
     guesses = [norm * FIRST_GUESS * math.sqrt(budget / ITS_BUDGET) for norm, budget in zip(norms, budgets, strict=True)]
     searches = [_Search(_rounded(guess), norm, budget) for guess, norm, budget in zip(guesses, norms, budgets, strict=True)]
     if meter.n_batches > 1:
@@ -134,11 +134,6 @@ def _search(meter: DamageMeter, patches: Sequence[Patch], budgets: Sequence[floa
         searches = [_Search(search.found, search.norm, search.budget, search.slope) for search in searches]
     _converge(meter, patches, searches, TOLERANCE, batches=None)
     return searches
-
-
-def _length(patch: Patch) -> float:
-    """Of all that a patch adds: the root of the sum of its edits' squares."""
-    return math.hypot(*(float(edit.alpha_by_step[0]) * float(np.linalg.norm(edit.shift)) for edit in (patch, *patch.then)))
 
 
 def _rounded(alpha: float) -> float:
@@ -151,7 +146,7 @@ def _converge(
     """Moves every search to its budget, or to where it cannot go on."""
     waiting = list(range(len(patches)))
     for _ in range(MOST_STEPS):
-        trials = [times(patches[i], searches[i].alpha) for i in waiting]
+        trials = [replace(patches[i], alpha_by_step=np.array([searches[i].alpha], np.float32)) for i in waiting]
         for i, kl in zip(waiting, meter.measure(trials, batches).mean_kl, strict=True):
             searches[i].learn(float(kl))
         waiting = [i for i in waiting if not searches[i].ended(tolerance)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -30,20 +29,13 @@ def patch_of(
 
 
 def patches_of(rng: np.random.Generator, n: int) -> list[Patch]:
-    """Additions, clamps, projections and rotations, at all boundaries in no order; some with one or two further edits."""
+    """Additions, clamps, projections and rotations, at all boundaries in no order."""
     found = []
     for i in range(n):
         basis = np.linalg.qr(rng.normal(size=(D_MODEL, 2)))[0].T.astype(np.float32) if i % 3 else None
         shift = rng.normal(size=D_MODEL) * 3 if basis is None else (i % 3 - 1) * rng.normal(size=2) * 20 @ basis
-        patch = patch_of(shift, int(rng.integers(0, N_LAYERS + 1)), float(rng.normal()), basis, keeps_norm=i % 4 == 3)
-        places = sorted(rng.integers(patch.boundary, N_LAYERS + 1, max(0, i % 5 - 2)))
-        found.append(replace(patch, then=tuple(patch_of(rng.normal(size=D_MODEL), int(place), 2.0) for place in places)))
+        found.append(patch_of(shift, int(rng.integers(0, N_LAYERS + 1)), float(rng.normal()), basis, keeps_norm=i % 4 == 3))
     return found
-
-
-def every_edit(patch: Patch | None) -> tuple[Patch, ...]:
-    """All that a patch does, in the order in which it does it."""
-    return () if patch is None else (patch, *patch.then)
 
 
 @torch.no_grad()
@@ -54,18 +46,17 @@ def plain_logits(model: PreTrainedModel, tokens: Tokens, patches: Sequence[Patch
     """
 
     def edit_at(boundary: int) -> Callable[[Tensor], Tensor]:
-        def edited(hidden: Tensor) -> Tensor:
+        def edit(hidden: Tensor) -> Tensor:
             hidden = hidden.clone()
             for row, patch in enumerate(patches):
-                for edit in every_edit(patch):
-                    if edit.boundary == boundary:
-                        for position in range(1, len(tokens)):
-                            hidden[row, position] = edited_residual(edit, hidden[row, position].clone(), 0)
+                if patch is not None and patch.boundary == boundary:
+                    for position in range(1, len(tokens)):
+                        hidden[row, position] = edited_residual(patch, hidden[row, position].clone(), 0)
             return hidden
 
-        return edited
+        return edit
 
-    handles = [hook_boundary(model, boundary, edit_at(boundary)) for boundary in {edit.boundary for patch in patches for edit in every_edit(patch)}]
+    handles = [hook_boundary(model, boundary, edit_at(boundary)) for boundary in {p.boundary for p in patches if p}]
     try:
         return model(input_ids=torch.tensor([tokens] * len(patches)), use_cache=False).logits.float()
     finally:

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from places import write_texts
-from plain_passes import every_edit, plain_logits
+from plain_passes import plain_logits
 from tiny_models import save_tiny
 from tiny_scorers import write_scorer
 
@@ -52,22 +52,6 @@ def test_a_condition_does_the_damage_that_its_alpha_says(place):
             kl = torch.cat([(clean.exp() * (clean - patched)).sum(-1) for clean, patched in logits]).mean()
             assert float(kl) == pytest.approx(abs(condition.alpha), rel=TOLERANCE + 1e-3, abs=1e-6)
     assert all(len(doses) == 1 for doses in shared.values()) and len(set.union(*shared.values())) == 1 + 2 * 2 * 2
-
-
-def test_several_edits_share_a_budget(place, tmp_path):
-    """A band's edits, and two directions of which one acts the other way, do the damage together; so do their random controls."""
-    write_texts(tmp_path, ("joy", "fear", "neutral"), 6)
-    plan = plan_of(place, dataset=str(tmp_path / "data.jsonl"), alpha_unit="kl", alphas="0.1", layers="1+2", combine="joy+fear:-0.5")
-    texts = passage_tokens(plan.loaded, prepend_bos=True)[:N_PASSAGES]
-    assert [len(condition.every_edit) for condition in plan.conditions[1:]] == [2, 2, 2, 2, 4, 4]
-    for condition in plan.conditions[1:]:
-        dose = plan.swept.dose(condition.condition_id)
-        patch = intervention(plan.swept, condition, plan.config)
-        weights = [edit.alpha_by_step[0] / np.float32(dose) for edit in every_edit(patch)]
-        assert weights == pytest.approx([edit.weight for edit in sorted(condition.every_edit, key=lambda edit: edit.layer)])
-        logits = [plain_logits(plan.loaded.model, tokens, [None, patch])[:, 1:-1].double().log_softmax(-1) for tokens in texts]
-        kl = torch.cat([(clean.exp() * (clean - patched)).sum(-1) for clean, patched in logits]).mean()
-        assert float(kl) == pytest.approx(0.1, rel=TOLERANCE + 1e-3)
 
 
 def test_the_dose_is_in_the_table_and_is_what_was_injected(place):
