@@ -55,7 +55,10 @@ def test_an_interaction_is_what_is_more_than_the_sum(shares):
 
 
 def test_without_all_four_cells_there_is_none():
-    """A part at another strength, or a sweep of single directions."""
+    """A part at another strength, a sweep of single directions, or budgets of damage, under which each has another dose than in both."""
+    source = with_combination((1.0, 1.0), bonus=0.4)
+    budgets = replace(source, conditions=source.conditions.assign(alpha_unit="kl"))
+    assert len(interactions([responses(source)], ("comparison",), 50, 0)) and not len(interactions([responses(budgets)], ("comparison",), 50, 0))
     data = responses(as_source(synthetic_sweep("model-a", n_prompts=8, n_random=0)))
     assert not len(interactions([data], ("comparison",), 50, 0))
     source = with_combination((1.0, 0.5), bonus=0.4)

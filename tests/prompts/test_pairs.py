@@ -175,7 +175,7 @@ def test_a_sweep_and_vectors_on_pairs(place, tmp_path, monkeypatch):
     assert plan.config.emotions == ("gratitude",) and plan.inputs.prompts.compared_with == "the other side of each pair, 14 pairs"
     assert all(prompt.emotion == "neutral" for prompt in plan.inputs.prompts.test)
     fit = plan.inputs.prompts.fit
-    tokens = encode_fit_texts(plan.loaded, [prompt.text for prompt in fit], form_of(plan.config)).tokens
+    tokens = encode_fit_texts(plan.loaded, fit, form_of(plan.config)).tokens
     streams = []
     for ids in tokens:
         states = plan.loaded.model(input_ids=torch.tensor([list(ids)]), output_hidden_states=True, use_cache=False).hidden_states

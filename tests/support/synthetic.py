@@ -70,7 +70,7 @@ def synthetic_sweep(
     config = asked.resolved(tuple(emotions), n_layers)
     prompts = [Prompt(f"The {i}th train leaves at noon", "neutral", "test") for i in range(n_prompts)]
     prompt_table = pd.DataFrame(
-        [(p.prompt_id, p.emotion, p.text) for p in prompts], columns=["prompt_id", "emotion", "text"]
+        [(p.prompt_id, p.emotion, p.text, None) for p in prompts], columns=["prompt_id", "emotion", "text", "before"]
     )
     conditions = list(_conditions(config.layers, alphas, emotions, n_random, scope))
     scores, completions = _cells(rng, conditions, prompts, samples, n_layers, effect)

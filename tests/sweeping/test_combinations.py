@@ -101,7 +101,6 @@ def test_conditions_come_back_from_their_table(place):
         ({"combine": "gratitude+anger:0"}, "is no combination"),
         ({"combine": "gratitude+anger:much"}, "is not a number"),
         ({"combine": "gratitude++anger"}, "is no combination"),
-        ({"combine": "gratitude+anger", "alpha_unit": "kl"}, "alpha_unit=kl finds the strength of one edit"),
         ({"scope": "first"}, "is not one of window, generated, all, prompt, prompt:K or first:K"),
         ({"scope": "prompt:0"}, "is not one of"),
     ],
