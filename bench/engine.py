@@ -91,7 +91,7 @@ class Ours:
         self.n_conditions = max(1, round(work.n_conditions * fraction))
 
     def rows(self, scope: Scope, n_conditions: int, band: int = 1) -> list[Row]:
-        """The cells of so many conditions, and a baseline per prompt; each edits so many layers from its own on, of those that there are."""
+        """The cells of so many conditions, and a baseline per prompt; each edits so many layers from its own on, where the model has them."""
         work, rows = self.work, []
         window = WINDOW if scope == "window" else None
         prompts = list(enumerate(work.prompts()))

@@ -30,7 +30,7 @@ def test_the_engine_benchmark_runs():
 
 @pytest.mark.slow
 def test_bands_are_measured_beside_single_edits():
-    """Guards: a band of which only the first layer is edited, which would cost nothing."""
+    """Guards: a benchmark that nobody has run since the engine changed."""
     words = [sys.executable, BENCH / "engine.py", "--quick", "--scopes", "generated", "--bands", "1"]
     ran = subprocess.run(words, capture_output=True, text=True, timeout=300)
     assert ran.returncode == 0, ran.stderr
