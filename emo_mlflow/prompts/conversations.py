@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 
-from emo_mlflow.common.names import shown
+from emo_mlflow.common.names import HALF, shown
 from emo_mlflow.errors import UserError
 from emo_mlflow.types import Prompt, Role, Turns
 
@@ -48,7 +47,7 @@ def _turn(place: str, turn: object) -> tuple[str, str]:
         raise UserError(f"{place}: the content is no text: {shown(content)}")
     if not content.strip():
         raise UserError(f"{place}: the content is empty: fill it in or remove the row")
-    if re.search("[\ud800-\udfff]", content):
+    if HALF.search(content):
         raise UserError(f"{place}: the content holds half a character (a lone surrogate): {shown(content)}")
     if further := [name for name, value in turn.items() if name not in ("role", "content") and value is not None]:
         raise UserError(f"{place} has {shown(further[0])} too, which a template may read and this package does not: take it out")

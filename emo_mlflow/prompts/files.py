@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import unicodedata
 from collections.abc import Iterator, Mapping
 from importlib.resources import files
@@ -14,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from emo_mlflow.common.files import check_there
-from emo_mlflow.common.names import check_name, shown
+from emo_mlflow.common.names import HALF, check_name, shown
 from emo_mlflow.errors import UserError, reason_of
 from emo_mlflow.prompts.columns import PLAIN, Layout, Placed, Record, class_names, with_columns
 from emo_mlflow.prompts.conversations import conversation
@@ -104,7 +103,7 @@ def _text(place: str, text: object) -> str:
         raise UserError(f"{place}: the text is empty: fill it in or remove the row")
     if not isinstance(text, str):
         raise UserError(f"{place}: the text is not a string: {shown(text)}")
-    if re.search("[\ud800-\udfff]", text):
+    if HALF.search(text):
         raise UserError(f"{place}: the text holds half a character (a lone surrogate): {shown(text)}")
     return text
 

@@ -208,6 +208,8 @@ def _with_roles(rows: Sequence[DatasetRow], seed: int, source: str) -> tuple[lis
         if any(row.before is not None for row in rows):
             return prompts, f"{source}: conversations that end with the assistant's turn to fit on, those that end with a user's to test on"
         return prompts, "built-in roles" if source == "builtin" else f"roles of {source}"
+    if any(row.before is not None for row in rows):
+        raise UserError(f"{source} has texts without a role beside conversations, whose last turns say theirs: give the texts fit or test")
     if any(row.role is not None for row in rows):
         raise UserError(f"{source} gives a role to some texts only: give fit or test to all of them, or to none")
     by_emotion: dict[str, list[str]] = {}

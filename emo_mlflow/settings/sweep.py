@@ -241,8 +241,6 @@ class HeadSettings(HeadFields, SweepSettings):
         Raises:
             UserError: for a layer that the model does not have, or a target before the heads' layers.
         """
-        if "+" in self.layers:
-            raise UserError(f"layers={self.layers!r} has bands, which are for directions: give single layers")
         layers = resolve_layers(self.layers, n_layers)
         target = n_layers - 1 if self.target_layer is None else self.target_layer
         if not max(layers) <= target < n_layers:
@@ -283,6 +281,8 @@ def make_head_config(profile: str = DEFAULT, given: Mapping[str, str | None] | N
         UserError: naming the parameter, its value and what it may be.
     """
     settings = HeadSettings(profile=profile, **_values(HeadSettings, profile, given or {}, OF_HEADS))
+    if "+" in settings.layers:
+        raise UserError(f"layers={settings.layers!r} has bands, which are for directions: give single layers")
     check_form(settings)
     return settings
 

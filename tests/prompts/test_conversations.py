@@ -122,6 +122,17 @@ def test_texts_stay_texts_where_a_file_has_both(tmp_path):
     assert len(load_prompts(path, max_samples=10, layout=Layout(text_column="chat")).test) == 4
 
 
+def test_texts_beside_conversations_need_a_role(tmp_path):
+    """A column that is named may hold both."""
+    mixed = [{"said": row["messages"], "emotion": row["emotion"]} for row in rows()]
+    mixed += [{"said": f"{emotion} {i}", "emotion": emotion, "role": "fit"} for emotion in ("joy", "neutral") for i in range(2)]
+    found = load_prompts(write(tmp_path / "mixed.jsonl", mixed), max_samples=10, layout=Layout(text_column="said"))
+    assert len(found.fit) == 10 and sum(prompt.before is None for prompt in found.fit) == 4
+    del mixed[-1]["role"]
+    with pytest.raises(UserError, match="texts without a role beside conversations"):
+        load_prompts(write(tmp_path / "mixed.jsonl", mixed), max_samples=10, layout=Layout(text_column="said"))
+
+
 def test_conversations_are_refused_where_texts_are_needed(tmp_path):
     found = load_prompts(write(tmp_path / "chats.jsonl", rows()), max_samples=10)
     with pytest.raises(UserError, match=r"has conversations \(the first ends with 'joy answer 0'\), and so on"):
