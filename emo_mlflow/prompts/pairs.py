@@ -66,8 +66,8 @@ def _json_rows(path: Path, personas: str, encoding: str) -> Iterator[tuple[str, 
     if not isinstance(found, list):
         raise UserError(f"{path.name} is no list: a .json file of pairs is a list of objects, or of endings")
     endings = all(isinstance(item, str) for item in found)
-    if not endings and (texts := [number for number, item in enumerate(found, start=1) if isinstance(item, str)]):
-        raise UserError(f"{path.name}, item {texts[0]} is a text among objects: give a list of endings, or of objects with positive and negative")
+    if not endings and (among := [number for number, item in enumerate(found, start=1) if isinstance(item, str)]):
+        raise UserError(f"{path.name}, item {among[0]} is a text among objects: give a list of endings, or of objects with positive and negative")
     if endings and found and not personas:
         raise UserError(f"{path.name} is a list of endings: say whose they are with personas=, such as personas='grateful/indifferent'")
     if personas and not endings:

@@ -67,7 +67,7 @@ def _together(comparison: Comparison, t: Words) -> list[str]:
         return []
     metrics, sentences = set(table["metric"]), []
     for (model, emotion, first, second), rows in table.groupby(["model", "emotion", "first", "second"], sort=False):
-        for metric in dict.fromkeys(target_metric(name, metrics) for name in (first, second)):
+        for metric in dict.fromkeys(target_metric(str(name), metrics) for name in (first, second)):
             own = rows[(rows["metric"] == metric) & rows["p_holm"].notna()]
             if not len(own):
                 continue
