@@ -28,6 +28,7 @@ from emo_mlflow.models.loading import check, load
 from emo_mlflow.models.names import ModelSpec, resolve
 from emo_mlflow.models.tokens import check_context, encode
 from emo_mlflow.prompts.columns import Layout
+from emo_mlflow.prompts.conversations import check_texts
 from emo_mlflow.prompts.selection import EVERY, PromptSet, fit_hash, load_prompts
 from emo_mlflow.report.alignment import write_alignment_report
 from emo_mlflow.settings.align import AlignSettings
@@ -50,6 +51,7 @@ def run_align(settings: AlignSettings, out: Path) -> Outcome:
     prompts = load_prompts(
         settings.dataset, emotions=settings.emotions, max_samples=EVERY, seed=settings.seed, layout=Layout.of(settings)
     )
+    check_texts((*prompts.fit, *prompts.test), "an alignment reads texts as they are: give a data set of texts")
     settings = replace(settings, emotions=prompts.emotions)
     labels = [prompt.emotion for prompt in prompts.fit]
     for half in halves(labels, settings.seed):

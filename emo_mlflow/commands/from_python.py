@@ -10,6 +10,7 @@ from emo_mlflow.commands.asked import begin
 from emo_mlflow.commands.study import run_study_command
 from emo_mlflow.commands.sweep import run_sweep_session
 from emo_mlflow.commands.vectors import TASK as VECTORS
+from emo_mlflow.errors import UserError
 from emo_mlflow.settings.declared import as_texts
 from emo_mlflow.settings.profiles import DEFAULT
 from emo_mlflow.settings.sweep import make_config, make_head_config
@@ -92,6 +93,8 @@ def _logged(
 
 
 def _begun(what: str, settings: dict[str, Any], tracking_uri: str | None, say: Say) -> dict[str, str | None]:
+    if not isinstance(tracking_uri, str | None):
+        raise UserError(f"tracking_uri={tracking_uri!r} is no text: give an address such as 'sqlite:///mlflow.db'")
     given = as_texts(settings)
     begin(what, given, tracking_uri, say)
     return given

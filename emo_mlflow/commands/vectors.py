@@ -84,10 +84,10 @@ def run_vectors(settings: VectorSettings, out: Path) -> Outcome:
     for name in methods:
         method_named(name)
     check(spec, device, getattr(torch, settings.dtype))
-    auto, form = settings.template == "auto", resolved_form(spec, settings)
+    auto, form = settings.template == "auto", resolved_form(spec, settings, prompts.fit)
     settings = replace(settings, template=form.template, fit_on=form.fit_on)
     loaded = load(spec, device, getattr(torch, settings.dtype))
-    texts = encode_fit_texts(loaded, [prompt.text for prompt in prompts.fit], form)
+    texts = encode_fit_texts(loaded, prompts.fit, form)
     stack = BlockStack(loaded.model)
     means, norms = text_means(stack, texts, settings.site, settings.aggregation, fingerprint=loaded.fingerprint)
     with threadpool_limits(1, user_api="blas"):  # small products: threads wait for each other, measured 30 times slower

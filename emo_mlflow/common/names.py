@@ -17,6 +17,7 @@ _RESERVED_FILES = re.compile(
     r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE
 )  # devices on Windows, whatever follows the dot
 
+HALF = re.compile("[\ud800-\udfff]")  # of a character: a lone surrogate, which nothing can write or tokenise
 _LINE_ENDS = re.compile("\r\n|[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]")
 _JOINERS = "\u200c\u200d"  # stand inside of words in Persian and in Indian scripts
 _UNSHOWN = re.compile("[\x00-\x08\x0e-\x1b\x1f\x7f-\x84\x86-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
