@@ -3,6 +3,7 @@
     python bench/engine.py                                   # GPT-Neo-125M's shape, 8 prompts x 36 conditions x 30 tokens, with the peers
     python bench/engine.py --peers none --scopes window      # ours alone
     python bench/engine.py --work study --fraction 0.02 --device cuda --dtype bfloat16       # 413,100 cells of GPT-2 small's shape
+    python bench/engine.py --bands 5                         # single edits and bands of three by turns
     python bench/engine.py --independence                    # real weights: texts of a condition alone and among hundreds
     python bench/engine.py --quick                           # a tiny model: does it run?
 
@@ -19,7 +20,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -43,6 +44,7 @@ from emo_mlflow.types import Cell, Scope
 
 WORKS = {"neo": NEO, "quick": QUICK, "study": STUDY}
 WINDOW = 3
+BAND = 3
 PEERS = ("transformer_lens", "steering-vectors", "transformers hooks", "transformers hooks, batch of 8")
 UNCACHED = "transformer_lens uncached"  # the only way to a window with its hooks
 
@@ -88,8 +90,8 @@ class Ours:
         self.stack = BlockStack(model.to(device=torch.device(device), dtype=getattr(torch, dtype)))
         self.n_conditions = max(1, round(work.n_conditions * fraction))
 
-    def rows(self, scope: Scope, n_conditions: int) -> list[Row]:
-        """The cells of so many conditions, and a baseline per prompt."""
+    def rows(self, scope: Scope, n_conditions: int, band: int = 1) -> list[Row]:
+        """The cells of so many conditions, and a baseline per prompt; each edits so many layers from its own on, where the model has them."""
         work, rows = self.work, []
         window = WINDOW if scope == "window" else None
         prompts = list(enumerate(work.prompts()))
@@ -97,15 +99,17 @@ class Ours:
         alphas = np.ones(work.n_steps, np.float32)
         for condition in range(n_conditions):
             direction, layer = divmod(condition, work.n_layers)
-            patch = Patch(layer, scope, window, self.directions[direction, layer], None, alphas)
+            layers = range(layer, min(layer + band, work.n_layers))
+            first, *then = (Patch(each, scope, window, self.directions[direction, each] / len(layers), None, alphas) for each in layers)
+            patch = replace(first, then=tuple(then))
             rows += [Row(Cell(f"{direction}/{layer}", str(i), 0), prompt, patch) for i, prompt in prompts]
         return rows
 
-    def run(self, scope: Scope, n_conditions: int | None = None, likelihoods: bool = True) -> Run:
+    def run(self, scope: Scope, n_conditions: int | None = None, likelihoods: bool = True, band: int = 1) -> Run:
         """One sweep, of all conditions unless said otherwise, with or without each text's NLL under the unpatched model."""
         work, stack = self.work, self.stack
         engine = generation.Engine(self.stack, Decoding(work.n_steps, work.n_steps, 0.0, (0,)), as_numbers)
-        rows = self.rows(scope, n_conditions or self.n_conditions)
+        rows = self.rows(scope, n_conditions or self.n_conditions, band)
         with nullcontext() if likelihoods else mock.patch.object(decoding, "token_nll", no_likelihoods):
             start, flops = self.clock(), stack.flops
             done = [completion for pack in engine.generate(rows) for completion in pack]
@@ -197,6 +201,21 @@ def profile(ours: Ours, scope: Scope) -> None:
         print(f"{microseconds / total:>7.1%}  {count:>8,} calls  {name}")
 
 
+def bands(ours: Ours, scope: Scope, repetitions: int) -> None:
+    """Single edits and bands of `BAND` layers by turns: medians, and what a band costs beside a single edit."""
+    speeds = {1: Speed(), BAND: Speed()}
+    for band in speeds:
+        ours.run(scope, 1, likelihoods=False, band=band)
+    for _ in range(repetitions):
+        for band, speed in speeds.items():
+            speed.tokens_per_second.append(ours.run(scope, likelihoods=False, band=band).speed)
+    print(f"\nscope {scope}" + (f", W = {WINDOW}" if scope == "window" else ""))
+    for band, speed in speeds.items():
+        low, high = min(speed.tokens_per_second), max(speed.tokens_per_second)
+        print(f"layers edited: {band:<20}{speed.median:>10.1f} tokens/s{f'{low:.1f} to {high:.1f}':>19}")
+    print(f"a band of {BAND} takes {speeds[1].median / speeds[BAND].median:.2f} times as long as a single edit")
+
+
 def independence(n_cells: int) -> None:
     """Real weights: every condition alone (its prompts together) against all packed, greedy, float32."""
     from emo_mlflow.models.loading import load
@@ -233,6 +252,7 @@ def options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--fraction", type=float, default=1.0, help="of the conditions; the whole is extrapolated")
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: processor seconds, for a machine with other work; one thread")
     parser.add_argument("--profile", action="store_true")
+    parser.add_argument("--bands", type=int, metavar="REPETITIONS", help="single edits and bands of three layers by turns, and nothing else")
     parser.add_argument("--independence", type=int, nargs="?", const=1200, metavar="CELLS")
     return parser.parse_args(argv)
 
@@ -251,6 +271,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     ours = Ours(work, given.device, given.dtype, given.fraction, given.clock)
     n_cells = ours.n_conditions * work.n_prompts
     print(f"{work.n_prompts} prompts x {ours.n_conditions} conditions x {work.n_steps} tokens, {n_cells:,} cells and the baselines")
+    if given.bands:
+        for scope in given.scopes.split(","):
+            bands(ours, scope, given.bands)
+        return 0
     peers = None
     if given.peers != "none" and not (given.quick and given.peers is None) and work is not STUDY:
         folder = Path(given.peers or platformdirs.user_cache_path("emo_mlflow") / "bench-peers")

@@ -40,6 +40,7 @@ N_BOOTSTRAP = 2000  # resamples behind an interval over prompts, unless another 
 
 FloatArray: TypeAlias = "npt.NDArray[np.float32]"
 Tokens = tuple[int, ...]
+Turns = tuple[tuple[str, str], ...]  # of a conversation, in order: the role of who speaks, and what is said
 Say = Callable[[str], None]  # prints a line for the person at the keyboard
 
 
@@ -51,16 +52,22 @@ def digest(payload: Any, length: int = 16) -> str:
 
 @dataclass(frozen=True)
 class Prompt:
-    """A text with the emotion that it expresses, and whether directions are fitted or tested on it."""
+    """A text with the emotion that it expresses, and whether directions are fitted or tested on it.
+
+    Attributes:
+        text: of a conversation, what the last turn says: a user's of one to continue, the assistant's of one to fit on.
+        before: of a conversation, its turns before that; None for a text.
+    """
 
     text: str
     emotion: str
     role: Role
+    before: Turns | None = None
 
     @cached_property
     def prompt_id(self) -> str:
-        """Identifies the text alone, so that sweeps of different models pair their prompts."""
-        return digest(self.text, 12)
+        """Identifies the text alone, and what was said before it, so that sweeps of different models pair their prompts."""
+        return digest([self.text, *self.before] if self.before else self.text, 12)
 
 
 @dataclass(frozen=True)

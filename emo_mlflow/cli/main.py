@@ -11,7 +11,7 @@ import click
 from emo_mlflow import __version__
 from emo_mlflow.cli.options import GroupedCommand, parameter_options, profile_option, store_options
 from emo_mlflow.cli.tools import COMMANDS
-from emo_mlflow.commands.asked import check_asked
+from emo_mlflow.commands.asked import begin
 from emo_mlflow.errors import UserError, reason_of
 from emo_mlflow.settings.profiles import DEFAULT, OF_HEADS, PROFILES
 from emo_mlflow.settings.tables import ALIGN, COMPARE, HEADS, PARAMETERS, STEER, STUDY, VECTORS
@@ -71,7 +71,7 @@ def sweep(profile: str | None, tracking_uri: str | None, experiment: str | None,
 
     In brackets: the default, and what the profiles set instead.
     """
-    check_asked(given, tracking_uri)
+    begin("Sweep", given, tracking_uri, click.echo)
     from emo_mlflow.commands.sweep import run_sweep_session
 
     run_sweep_session(profile or DEFAULT, given, tracking_uri, experiment, click.echo)
@@ -85,7 +85,7 @@ def study(tracking_uri: str | None, experiment: str | None, **given: str | None)
 
     The design is fixed before the first steered text. In brackets: the default.
     """
-    check_asked(given, tracking_uri)
+    begin("Study", given, tracking_uri, click.echo)
     from emo_mlflow.commands.study import run_study_command
 
     run_study_command(given, tracking_uri, experiment, click.echo)
@@ -109,7 +109,7 @@ def vectors(tracking_uri: str | None, experiment: str | None, **given: str | Non
 
     In brackets: the default.
     """
-    check_asked(given, tracking_uri)
+    begin("Vectors", given, tracking_uri, click.echo)
     from emo_mlflow.commands.vectors import TASK
 
     TASK.run(given, tracking_uri, experiment, click.echo)
@@ -123,7 +123,7 @@ def align(tracking_uri: str | None, experiment: str | None, **given: str | None)
 
     `sweep --model MODEL_B --directions RUN_ID` injects the directions that were carried over. In brackets: the default.
     """
-    check_asked(given, tracking_uri)
+    begin("Align", given, tracking_uri, click.echo)
     from emo_mlflow.commands.align import TASK
 
     TASK.run(given, tracking_uri, experiment, click.echo)
@@ -138,7 +138,7 @@ def heads(profile: str | None, tracking_uri: str | None, experiment: str | None,
 
     In brackets: the default, and what the profiles set instead.
     """
-    check_asked(given, tracking_uri)
+    begin("Heads", given, tracking_uri, click.echo)
     from emo_mlflow.commands.sweep import run_sweep_session
     from emo_mlflow.settings.sweep import make_head_config
 

@@ -17,6 +17,7 @@ from emo_mlflow.alignment.tables import Aligner, AlignTables, States, matched
 from emo_mlflow.commands.task import Task
 from emo_mlflow.common.csv_files import write_csv
 from emo_mlflow.common.machine import pick_device
+from emo_mlflow.common.names import short_name
 from emo_mlflow.directions.activations import text_means, token_states, whole
 from emo_mlflow.directions.files import save_directions
 from emo_mlflow.directions.subspaces import check_components
@@ -27,9 +28,11 @@ from emo_mlflow.models.loading import check, load
 from emo_mlflow.models.names import ModelSpec, resolve
 from emo_mlflow.models.tokens import check_context, encode
 from emo_mlflow.prompts.columns import Layout
+from emo_mlflow.prompts.conversations import check_texts
 from emo_mlflow.prompts.selection import EVERY, PromptSet, fit_hash, load_prompts
 from emo_mlflow.report.alignment import write_alignment_report
 from emo_mlflow.settings.align import AlignSettings
+from emo_mlflow.tracking.lifecycle import run_name
 from emo_mlflow.tracking.outcome import Outcome, write_config
 from emo_mlflow.tracking.values import Values
 from emo_mlflow.types import FloatArray, Prompt, Tokens
@@ -48,6 +51,7 @@ def run_align(settings: AlignSettings, out: Path) -> Outcome:
     prompts = load_prompts(
         settings.dataset, emotions=settings.emotions, max_samples=EVERY, seed=settings.seed, layout=Layout.of(settings)
     )
+    check_texts((*prompts.fit, *prompts.test), "an alignment reads texts as they are: give a data set of texts")
     settings = replace(settings, emotions=prompts.emotions)
     labels = [prompt.emotion for prompt in prompts.fit]
     for half in halves(labels, settings.seed):
@@ -70,7 +74,7 @@ def run_align(settings: AlignSettings, out: Path) -> Outcome:
     write_alignment_report(tables.overlap, tables.maps, tables.directions, settings.map, out)
     return Outcome(
         kind="alignment",
-        name=f"align {settings.model_a} to {settings.model_b}",
+        name=run_name(settings.model_a, f"to {short_name(settings.model_b)}"),
         facts=facts,
         metrics=_metrics(tables),
         lines=(f"Reference  {prompts.compared_with}", *_lines(settings, tables, a, b)),

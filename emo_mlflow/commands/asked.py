@@ -12,6 +12,7 @@ from emo_mlflow.errors import UserError
 from emo_mlflow.models.folder import CONFIG, depth_of
 from emo_mlflow.models.names import EMBEDDED, EMBEDDED_LAYERS, ModelSpec, resolve
 from emo_mlflow.settings.layers import resolve_layers
+from emo_mlflow.types import Say
 
 
 def check_asked(given: Mapping[str, str | None], tracking_uri: str | None) -> None:
@@ -38,6 +39,21 @@ def check_asked(given: Mapping[str, str | None], tracking_uri: str | None) -> No
 
             mark_failed(str(error), tracking_uri)
         raise
+
+
+def begin(what: str, given: Mapping[str, str | None], tracking_uri: str | None, say: Say) -> None:
+    """`check_asked`, and then the first line on the screen, in two seconds.
+
+    Args:
+        what: the command, as `Sweep`.
+
+    Raises:
+        UserError: as `check_asked`.
+    """
+    check_asked(given, tracking_uri)
+    resume = (given.get("resume") or "none").strip()
+    model = (given.get("model") or given.get("model_a") or EMBEDDED).strip()
+    say(f"{what:<10} {model if resume in ('none', 'auto') else resume}: reading what it needs")
 
 
 def known_depth(spec: ModelSpec) -> int | None:

@@ -6,10 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 from emo_mlflow.commands.align import TASK as ALIGN
-from emo_mlflow.commands.asked import check_asked
+from emo_mlflow.commands.asked import begin
 from emo_mlflow.commands.study import run_study_command
 from emo_mlflow.commands.sweep import run_sweep_session
 from emo_mlflow.commands.vectors import TASK as VECTORS
+from emo_mlflow.errors import UserError
 from emo_mlflow.settings.declared import as_texts
 from emo_mlflow.settings.profiles import DEFAULT
 from emo_mlflow.settings.sweep import make_config, make_head_config
@@ -36,7 +37,7 @@ def sweep(profile: str = DEFAULT, *, tracking_uri: str | None = None, experiment
     Raises:
         UserError: for anything that the caller can mend.
     """
-    given = _checked(settings, tracking_uri)
+    given = _begun("Sweep", settings, tracking_uri, say)
     return load_sweep(run_sweep_session(profile, given, tracking_uri, experiment, say, make_config), tracking_uri)
 
 
@@ -46,7 +47,7 @@ def heads(profile: str = DEFAULT, *, tracking_uri: str | None = None, experiment
     Raises:
         UserError: for anything that the caller can mend.
     """
-    given = _checked(settings, tracking_uri)
+    given = _begun("Heads", settings, tracking_uri, say)
     return load_sweep(run_sweep_session(profile, given, tracking_uri, experiment, say, make_head_config), tracking_uri)
 
 
@@ -60,7 +61,7 @@ def study(*, tracking_uri: str | None = None, experiment: str | None = None, say
     Raises:
         UserError: for anything that the caller can mend.
     """
-    return _logged(run_study_command, settings, tracking_uri, experiment, say)
+    return _logged("Study", run_study_command, settings, tracking_uri, experiment, say)
 
 
 def vectors(*, tracking_uri: str | None = None, experiment: str | None = None, say: Say = print, **settings: Any) -> LoggedRun:
@@ -73,7 +74,7 @@ def vectors(*, tracking_uri: str | None = None, experiment: str | None = None, s
     Raises:
         UserError: for anything that the caller can mend.
     """
-    return _logged(VECTORS.run, settings, tracking_uri, experiment, say)
+    return _logged("Vectors", VECTORS.run, settings, tracking_uri, experiment, say)
 
 
 def align(*, tracking_uri: str | None = None, experiment: str | None = None, say: Say = print, **settings: Any) -> LoggedRun:
@@ -82,14 +83,18 @@ def align(*, tracking_uri: str | None = None, experiment: str | None = None, say
     Raises:
         UserError: for anything that the caller can mend.
     """
-    return _logged(ALIGN.run, settings, tracking_uri, experiment, say)
+    return _logged("Align", ALIGN.run, settings, tracking_uri, experiment, say)
 
 
-def _logged(run: Callable[..., str], settings: dict[str, Any], tracking_uri: str | None, experiment: str | None, say: Say) -> LoggedRun:
-    return logged_run(run(_checked(settings, tracking_uri), tracking_uri, experiment, say), tracking_uri)
+def _logged(
+    what: str, run: Callable[..., str], settings: dict[str, Any], tracking_uri: str | None, experiment: str | None, say: Say
+) -> LoggedRun:
+    return logged_run(run(_begun(what, settings, tracking_uri, say), tracking_uri, experiment, say), tracking_uri)
 
 
-def _checked(settings: dict[str, Any], tracking_uri: str | None) -> dict[str, str | None]:
+def _begun(what: str, settings: dict[str, Any], tracking_uri: str | None, say: Say) -> dict[str, str | None]:
+    if not isinstance(tracking_uri, str | None):
+        raise UserError(f"tracking_uri={tracking_uri!r} is no text: give an address such as 'sqlite:///mlflow.db'")
     given = as_texts(settings)
-    check_asked(given, tracking_uri)
+    begin(what, given, tracking_uri, say)
     return given

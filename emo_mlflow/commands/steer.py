@@ -137,14 +137,14 @@ def _fitted(settings: SteerSettings, tracking_uri: str | None) -> SteeredModel:
     )
     emotion = _chosen(settings.emotion, tuple(load_directions(file)[0]) if file else prompts.emotions)
     check(spec, device, getattr(torch, settings.dtype))
-    form = resolved_form(spec, settings)
+    form = resolved_form(spec, settings, prompts.fit)
     settings = replace(settings, template=form.template, fit_on=form.fit_on)
     loaded = load(spec, device, getattr(torch, settings.dtype))
     layer = loaded.n_layers // 2 if settings.layer is None else settings.layer
     if layer >= loaded.n_layers:
         raise UserError(f"layer {layer} does not exist: the model has layers 0 to {loaded.n_layers - 1}")
     stack = BlockStack(loaded.model)
-    texts = encode_fit_texts(loaded, [prompt.text for prompt in prompts.fit], form_of(settings))
+    texts = encode_fit_texts(loaded, prompts.fit, form_of(settings))
 
     def means() -> tuple[FloatArray, FloatArray]:
         return text_means(stack, texts, settings.site, fingerprint=loaded.fingerprint)

@@ -78,7 +78,6 @@ def _study(
     from emo_mlflow.tracking.store import as_active
     from emo_mlflow.tracking.study import StudyRun
 
-    say(f"Study      {settings.model}: reading what it needs")
     if settings.engine == "ray":
         check_ray(settings.ray_address)
     with as_active(tracking_uri):  # for scorers that are logged models

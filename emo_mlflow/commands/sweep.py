@@ -79,7 +79,6 @@ def run_sweep_session(
     with own_retries(), terminable(), progress.bars():
         try:
             settings = make(profile, request.given)
-            say(f"{settings.kind.capitalize():<10} {settings.model}: reading what it needs")
             if settings.resume in ("none", "auto"):
                 check_store(tracking_uri)
                 return _start(settings, request)

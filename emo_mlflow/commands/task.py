@@ -56,6 +56,5 @@ class Task(Generic[S]):
         """
         settings = settings_from(self.settings, given, tracking_uri)
         model = str(getattr(settings, self.model))
-        say(f"{self.name.capitalize():<10} {model}: reading what it needs")
         with progress.bars():
             return run_and_log(lambda out: self.work(settings, out), self.kind, self.name, model, tracking_uri, experiment, say)

@@ -34,6 +34,7 @@ from emo_mlflow.settings.direction_choice import parse_direction
 from emo_mlflow.settings.templates import check_form, form_line
 from emo_mlflow.settings.vectors import VectorSettings
 from emo_mlflow.sweeping.layer_scores import dump_scores
+from emo_mlflow.tracking.lifecycle import run_name
 from emo_mlflow.tracking.outcome import Outcome, write_config
 from emo_mlflow.tracking.values import Values
 from emo_mlflow.types import Direction, FloatArray
@@ -83,10 +84,10 @@ def run_vectors(settings: VectorSettings, out: Path) -> Outcome:
     for name in methods:
         method_named(name)
     check(spec, device, getattr(torch, settings.dtype))
-    auto, form = settings.template == "auto", resolved_form(spec, settings)
+    auto, form = settings.template == "auto", resolved_form(spec, settings, prompts.fit)
     settings = replace(settings, template=form.template, fit_on=form.fit_on)
     loaded = load(spec, device, getattr(torch, settings.dtype))
-    texts = encode_fit_texts(loaded, [prompt.text for prompt in prompts.fit], form)
+    texts = encode_fit_texts(loaded, prompts.fit, form)
     stack = BlockStack(loaded.model)
     means, norms = text_means(stack, texts, settings.site, settings.aggregation, fingerprint=loaded.fingerprint)
     with threadpool_limits(1, user_api="blas"):  # small products: threads wait for each other, measured 30 times slower
@@ -110,7 +111,7 @@ def run_vectors(settings: VectorSettings, out: Path) -> Outcome:
     write_vectors_report(tables.readout, tables.subspaces, tables.norms, settings.model, settings.direction, out)
     return Outcome(
         kind="vectors",
-        name=f"vectors {settings.model}",
+        name=run_name(settings.model, "vectors"),
         facts=facts,
         metrics=_metrics(tables),
         lines=(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Iterable
+from pathlib import PurePath
 from reprlib import repr as short
 
 from emo_mlflow.errors import UserError
@@ -15,6 +17,7 @@ _RESERVED_FILES = re.compile(
     r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE
 )  # devices on Windows, whatever follows the dot
 
+HALF = re.compile("[\ud800-\udfff]")  # of a character: a lone surrogate, which nothing can write or tokenise
 _LINE_ENDS = re.compile("\r\n|[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]")
 _JOINERS = "\u200c\u200d"  # stand inside of words in Persian and in Indian scripts
 _UNSHOWN = re.compile("[\x00-\x08\x0e-\x1b\x1f\x7f-\x84\x86-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -44,6 +47,17 @@ def check_name(value: object, where: str) -> str:
 def same_name(name: str) -> str:
     """What two spellings of one name share: neither case nor the way in which accents are stored counts."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+
+
+def short_name(model: str) -> str:
+    """A model's name without its folder or owner, and without the ending of a GGUF file; on one line."""
+    return one_line(PurePath(model).name.removesuffix(".gguf"))
+
+
+def first_spellings(names: Iterable[str]) -> dict[str, str]:
+    """Each name, and the spelling of it that came first."""
+    firsts: dict[str, str] = {}
+    return {name: firsts.setdefault(same_name(name), name) for name in names}
 
 
 def _is_name(text: str) -> bool:

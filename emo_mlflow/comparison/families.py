@@ -40,12 +40,16 @@ def parse_family(text: str) -> tuple[str, ...]:
 
 
 def own_labels(table: pd.DataFrame) -> Mask:
-    """Which rows are tests of their emotion's own label; all, in a table that has no other metrics."""
+    """Which rows are tests of their emotion's own label, or of one of their two emotions'; all, in a table that has no other metrics."""
     if "metric" not in table.columns:
         return np.ones(len(table), bool)
     metrics = set(table["metric"])
-    targets = {emotion: target_metric(emotion, metrics) for emotion in table["emotion"].unique()}
-    return (table["emotion"].map(targets) == table["metric"]).to_numpy(bool)
+    own = np.zeros(len(table), bool)
+    for column in ("emotion", "first", "second"):
+        if column in table.columns:
+            targets = {emotion: target_metric(emotion, metrics) for emotion in table[column].unique()}
+            own |= (table[column].map(targets) == table["metric"]).to_numpy(bool)
+    return own
 
 
 def with_corrections(table: pd.DataFrame, p: str, family: tuple[str, ...]) -> pd.DataFrame:

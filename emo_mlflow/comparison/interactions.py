@@ -19,7 +19,8 @@ Done = tuple[object, ...]  # what a condition does, however it is written
 
 
 def interactions(sweeps: list[Responses], family: tuple[str, ...], n_bootstrap: int, seed: int) -> pd.DataFrame:
-    """Neither, each, and both: a row per condition of two emotions whose parts the sweep ran alone at the same strengths, and metric.
+    """Neither, each, and both: a row per condition of two emotions whose parts the sweep ran alone at the same strengths, and metric; none under
+    `alpha_unit=kl`, where they have others.
 
     Returns:
         model, condition_id, emotion (the combination's name), first, second, layer, alpha, scope, patch_window, metric; n (prompts);
@@ -36,7 +37,9 @@ def interactions(sweeps: list[Responses], family: tuple[str, ...], n_bootstrap: 
 def _of_sweep(sweep: Responses, n_bootstrap: int, seed: int) -> pd.DataFrame:
     if "edits" not in sweep.conditions or sweep.conditions["edits"].isna().all():
         return pd.DataFrame()  # also of sweeps that were made before there were several
-    conditions = {position: condition_of(row) for position, row in enumerate(records(sweep.conditions)) if row["kind"] == "emotion"}
+    # Under a budget of damage both have another dose together than each has alone, so that nothing adds up.
+    done = [(position, row) for position, row in enumerate(records(sweep.conditions)) if row["kind"] == "emotion" and row["alpha_unit"] != "kl"]
+    conditions = {position: condition_of(row) for position, row in done}
     positions = {_done(condition, condition.every_edit): position for position, condition in conditions.items()}
     tables = []
     for both, condition in conditions.items():

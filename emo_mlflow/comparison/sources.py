@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from emo_mlflow.common.names import one_line
+from emo_mlflow.common.names import first_spellings, short_name
 from emo_mlflow.errors import UserError
 from emo_mlflow.scoring.targets import expected_sign
 from emo_mlflow.settings.tables import PARAMETERS
@@ -90,8 +90,20 @@ def check(sources: Sequence[Source]) -> tuple[tuple[Source, ...], tuple[Note, ..
     first, *others = sources
     for other in others:
         _check_pair(first, other)
-    named = _labelled(sources)
+    named = _spelled_alike(_labelled(sources))
     return named, _notes(named)
+
+
+def _spelled_alike(sources: Sequence[Source]) -> tuple[Source, ...]:
+    """The sweeps with emotions as the first of them spells each: `Joy` of one and `joy` of another are one."""
+    spelling = first_spellings(
+        name for source in sources for table in (source.conditions, source.prompts) for name in table["emotion"].dropna().unique()
+    )
+
+    def spelled(table: pd.DataFrame) -> pd.DataFrame:
+        return table.assign(emotion=table["emotion"].map(spelling, na_action="ignore"))
+
+    return tuple(replace(source, conditions=spelled(source.conditions), prompts=spelled(source.prompts)) for source in sources)
 
 
 def _check_one(source: Source) -> None:
@@ -126,7 +138,7 @@ def _check_pair(first: Source, other: Source) -> None:
 
 def _labelled(sources: Sequence[Source]) -> tuple[Source, ...]:
     """Names the sweeps by model; sweeps of one model by what sets them apart, or else by run."""
-    models = [one_line(str(source.config["model"])) for source in sources]
+    models = [short_name(str(source.config["model"])) for source in sources]
     named = []
     for source, model in zip(sources, models, strict=True):
         rivals = [other for other, name in zip(sources, models, strict=True) if name == model]

@@ -14,8 +14,10 @@ from transformers import PreTrainedTokenizerBase
 from emo_mlflow.errors import UserError, reason_of
 from emo_mlflow.models.loading import LoadedModel, load_tokenizer
 from emo_mlflow.models.names import ModelSpec
+from emo_mlflow.prompts.asking import BETWEEN
+from emo_mlflow.prompts.conversations import check_texts
 from emo_mlflow.settings.templates import Form, HasForm, check_form, fit_on_of
-from emo_mlflow.types import Template, Tokens
+from emo_mlflow.types import Prompt, Template, Tokens, Turns
 
 REQUEST = "Write a few sentences."  # what a text to fit on answers; one for all, so that it tells nothing of their difference
 _PROBE = "zwqvx"  # a word that no template has
@@ -23,10 +25,22 @@ _PROBE = "zwqvx"  # a word that no template has
 Turn = Mapping[str, str]
 
 
-def turns(user: str, system: str) -> list[Turn]:
-    """A user's turn, behind a system turn if there is one."""
-    first = [{"role": "system", "content": system}] if system else []
-    return [*first, {"role": "user", "content": user}]
+def turns(user: str, system: str, before: Turns = ()) -> list[Turn]:
+    """A user's turn, behind what was said before, behind a system turn if there is one; it follows in the one that a conversation has."""
+    said = [*before, ("user", user)]
+    if system and said[0][0] == "system":
+        said[0] = ("system", f"{said[0][1]}{BETWEEN}{system}")
+    elif system:
+        said.insert(0, ("system", system))
+    return [{"role": role, "content": content} for role, content in said]
+
+
+def opening(prompt: Prompt, system: str) -> list[Turn]:
+    """What the assistant answers: a prompt to continue; or what stands before a text to fit on, which is `REQUEST` where nothing does."""
+    if prompt.role == "test":
+        return turns(prompt.text, system, prompt.before or ())
+    before = prompt.before or (("user", REQUEST),)
+    return turns(before[-1][1], system, before[:-1])
 
 
 def chat_tokens(tokenizer: PreTrainedTokenizerBase, conversation: Sequence[Turn]) -> Tokens:
@@ -45,9 +59,12 @@ def _apply(tokenizer: PreTrainedTokenizerBase, conversation: Sequence[Turn], **o
     try:
         return apply(list(conversation), enable_thinking=False, return_dict=False, **options)
     except Exception as error:  # a template is a program, and fails in as many ways
-        if conversation[0]["role"] == "system":
-            advice = "leave out system=" if _takes(tokenizer, conversation[1:]) else "use template=none"
+        if conversation[0]["role"] == "system" and (_takes(tokenizer, conversation[1:]) or len(conversation) == 2):
+            advice = "leave out system=, or the conversation's own" if _takes(tokenizer, conversation[1:]) else "use template=none"
             raise UserError(f"the model's chat template refuses a system turn ({reason_of(error)}): {advice}") from None
+        if len(conversation) > 1:
+            roles = ", ".join(turn["role"] for turn in conversation)
+            raise UserError(f"the model's chat template refuses turns of {roles} ({reason_of(error)}): bring them into its order") from None
         raise UserError(f"the model's chat template refuses a user's turn ({reason_of(error)}): use template=none") from None
 
 
@@ -77,14 +94,17 @@ def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
     return next((int(token) for token in after if token in special), None)
 
 
-def resolved_form(spec: ModelSpec, settings: HasForm) -> Form:
+def resolved_form(spec: ModelSpec, settings: HasForm, prompts: Sequence[Prompt] = ()) -> Form:
     """How a command's texts become tokens, known to work: read from the tokenizer alone, before any weights are.
 
     Under `template=auto` a model is one to chat with if its tokenizer has a template and what ends a turn in it is one of the model's own
     end tokens: base models that carry a template have another.
 
+    Args:
+        prompts: to fit on and to continue.
+
     Raises:
-        UserError: if there is no template, it refuses the system turn, or what was asked for needs another template.
+        UserError: if there is no template, it refuses the system turn or a conversation, or what was asked for needs another template.
     """
     template: Template = "none"
     if settings.template != "none":
@@ -92,9 +112,21 @@ def resolved_form(spec: ModelSpec, settings: HasForm) -> Form:
         if settings.template == "chat" or (tokenizer.chat_template and end_of_turn(tokenizer) in ends):
             template = "chat"
             chat_tokens(tokenizer, turns(REQUEST, settings.system))
+            _check_conversations(tokenizer, [prompt for prompt in prompts if prompt.before is not None], settings.system)
+    if template == "none":
+        what = "none reads texts alone" if settings.template == "none" else "auto finds no instruct model"
+        check_texts(prompts, f"template={what}: give template=chat, or a data set of texts")
     form = Form(template, settings.system, settings.prepend_bos, fit_on_of(settings.fit_on, template))
     check_form(form)
     return form
+
+
+def _check_conversations(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], system: str) -> None:
+    for prompt in prompts:
+        try:
+            _apply(tokenizer, opening(prompt, system), tokenize=False, add_generation_prompt=True)
+        except UserError as error:
+            raise UserError(f"the conversation that ends with {prompt.text[:40]!r}: {error}") from None
 
 
 def end_tokens(loaded: LoadedModel, form: Form) -> tuple[int, ...]:

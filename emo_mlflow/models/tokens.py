@@ -9,10 +9,10 @@ from transformers import PreTrainedTokenizerBase
 
 from emo_mlflow.common.names import shown
 from emo_mlflow.errors import UserError
-from emo_mlflow.models.chat import REQUEST, chat_tokens, turns
+from emo_mlflow.models.chat import chat_tokens, opening
 from emo_mlflow.models.loading import LoadedModel
 from emo_mlflow.settings.templates import Form
-from emo_mlflow.types import FitTexts, Tokens
+from emo_mlflow.types import FitTexts, Prompt, Tokens, Turns
 
 
 def text_decoder(loaded: LoadedModel) -> Callable[[list[list[int]]], list[str]]:
@@ -96,29 +96,39 @@ def _say_control_tokens(tokenizer: PreTrainedTokenizerBase, found: Sequence[Toke
         )
 
 
-def encode_prompts(loaded: LoadedModel, prompts: Sequence[str], form: Form) -> list[Tokens]:
-    """Token ids of each text that is to be continued: as it is, or as a user's turn that the assistant answers."""
+def encode_prompts(loaded: LoadedModel, prompts: Sequence[Prompt], form: Form) -> list[Tokens]:
+    """Token ids of each prompt that is to be continued: as it is, or as a user's turn, or a conversation, that the assistant answers."""
+    texts = [prompt.text for prompt in prompts]
     if form.template == "none":
-        return encode(loaded, prompts, form.prepend_bos)
-    encode(loaded, prompts, prepend_bos=False)  # which tells of control tokens in them
-    found = [chat_tokens(loaded.tokenizer, turns(prompt, form.system)) for prompt in prompts]
-    for prompt, ids in zip(prompts, found, strict=True):
-        _check_vocabulary(loaded, prompt, ids)
+        return encode(loaded, texts, form.prepend_bos)
+    encode(loaded, [*texts, *_said_before(prompts)], prepend_bos=False)  # which tells of control tokens in them
+    found = [chat_tokens(loaded.tokenizer, opening(prompt, form.system)) for prompt in prompts]
+    for text, ids in zip(texts, found, strict=True):
+        _check_vocabulary(loaded, text, ids)
     return found
 
 
-def encode_fit_texts(loaded: LoadedModel, texts: Sequence[str], form: Form) -> FitTexts:
+def _said_before(prompts: Sequence[Prompt]) -> list[str]:
+    return [content for prompt in prompts for _, content in prompt.before or ()]
+
+
+def encode_fit_texts(loaded: LoadedModel, prompts: Sequence[Prompt], form: Form) -> FitTexts:
     """Token ids of each text that directions are fitted on, and which of them are measured.
 
-    Under a template the text is the assistant's answer to `REQUEST`, as generation would have written it: its tokens follow the generation
-    prompt, and no end of turn follows them.
+    Under a template the text is the assistant's answer to `REQUEST`, or to the conversation before it, as generation would have written it: its
+    tokens follow the generation prompt, and no end of turn follows them.
 
     Raises:
         UserError: as `encode` and `check_context`.
     """
-    asked = () if form.template == "none" else chat_tokens(loaded.tokenizer, turns(REQUEST, form.system))
-    own = encode(loaded, texts, form.prepend_bos and not asked)
-    tokens = tuple((*asked, *ids) for ids in own)
+    texts = [prompt.text for prompt in prompts]
+    asked: dict[Turns | None, Tokens] = {prompt.before: () for prompt in prompts}
+    if form.template == "chat":
+        asked = {prompt.before: chat_tokens(loaded.tokenizer, opening(prompt, form.system)) for prompt in {p.before: p for p in prompts}.values()}
+        encode(loaded, _said_before(prompts), prepend_bos=False)  # which tells of control tokens in them
+    own = encode(loaded, texts, form.prepend_bos and form.template == "none")
+    fronts = [asked[prompt.before] for prompt in prompts]
+    tokens = tuple((*front, *ids) for front, ids in zip(fronts, own, strict=True))
     check_context(loaded, texts, tokens)
-    first = {"text": 1, "response": max(1, len(asked))}
-    return FitTexts(tokens, tuple(first.get(form.fit_on, len(ids) - 1) for ids in tokens))
+    first = {"text": [1] * len(tokens), "response": [max(1, len(front)) for front in fronts], "last": [len(ids) - 1 for ids in tokens]}
+    return FitTexts(tokens, tuple(first[form.fit_on]))

@@ -8,7 +8,7 @@ from pathlib import Path
 from random import Random
 
 from emo_mlflow.common.files import check_there
-from emo_mlflow.common.names import same_name, shown
+from emo_mlflow.common.names import HALF, same_name, shown
 from emo_mlflow.errors import UserError
 from emo_mlflow.types import Prompt, Template, digest
 
@@ -50,14 +50,17 @@ def instructions(file: str, emotions: Sequence[str], template: Template) -> dict
 def _read(file: str) -> dict[str, str]:
     check_there(Path(file), "instructions")
     try:
-        found = json.loads(Path(file).read_text(encoding="utf-8-sig"))
+        found = json.loads(Path(file).read_text(encoding="utf-8-sig"), object_pairs_hook=tuple)
     except (ValueError, RecursionError) as error:
         raise UserError(f"instructions={file!r} is no JSON in UTF-8: {shown(str(error))}") from None
-    if not isinstance(found, dict) or not found or not all(isinstance(text, str) and text.strip() for text in found.values()):
+    # An object is a tuple of pairs here: of a name that comes twice, a dictionary would keep the last.
+    if not isinstance(found, tuple) or not found or not all(isinstance(text, str) and text.strip() for _, text in found):
         raise UserError(f'instructions={file!r} must be a text for each emotion that is named in it, as in {{"gratitude": "Answer with gratitude."}}')
-    if len({same_name(name) for name in found}) < len(found):
+    if len({same_name(name) for name, _ in found}) < len(found):
         raise UserError(f"instructions={file!r} names an emotion twice")
-    return {name: text.strip() for name, text in found.items()}
+    if halved := [name for name, text in found if HALF.search(text)]:
+        raise UserError(f"instructions={file!r}: the one for {halved[0]!r} holds half a character (a lone surrogate)")
+    return {name: text.strip() for name, text in found}
 
 
 def examples(fit: Sequence[Prompt], emotions: Sequence[str], shots: int, seed: int) -> dict[str, str]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from emo_mlflow.common.names import shown
 from emo_mlflow.errors import UserError
+from emo_mlflow.prompts.conversations import COLUMN
 
 Record = Mapping[str, object]
 Placed = tuple[str, Record]  # where a person finds the row, and the row
@@ -47,7 +48,7 @@ PLAIN = Layout()
 
 
 def with_columns(rows: Sequence[Placed], layout: Layout, path: Path, names: Sequence[str] | None) -> list[Placed]:
-    """The rows with columns `text` and `emotion`; rows of GoEmotions with several emotions are left out.
+    """The rows with columns `text`, or `messages`, and `emotion`; rows of GoEmotions with several emotions are left out.
 
     Args:
         names: of the emotions, by number, where the file itself says them.
@@ -61,11 +62,12 @@ def with_columns(rows: Sequence[Placed], layout: Layout, path: Path, names: Sequ
         return [(place, {**row, "text": row[text], "emotion": found}) for place, row in rows if (found := _the_one(row)) is not None]
     named = _named(rows, emotion, path, names)
     kept = [(place, row) for place, row in rows if _single(row.get(emotion))]
-    return [(place, {**row, "text": _said(row.get(text), text), "emotion": named(row.get(emotion))}) for place, row in kept]
+    into = COLUMN if text == COLUMN and not layout.text_column else "text"  # a column that is named may hold texts too
+    return [(place, {**row, into: _said(row.get(text), text), "emotion": named(row.get(emotion))}) for place, row in kept]
 
 
 def _choose(rows: Sequence[Placed], there: Sequence[str], layout: Layout, path: Path) -> tuple[str, str | None]:
-    text = layout.text_column or ("text" if "text" in there else "prompt" if _empathetic(there) else "")
+    text = layout.text_column or ("text" if "text" in there else "prompt" if _empathetic(there) else COLUMN if COLUMN in there else "")
     emotion = layout.emotion_column or ("emotion" if "emotion" in there else "context" if _empathetic(there) else "")
     if not emotion and text in there and set(GOEMOTIONS) <= set(there):
         return text, None

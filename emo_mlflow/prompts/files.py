@@ -3,32 +3,39 @@
 from __future__ import annotations
 
 import json
-import re
 import unicodedata
 from collections.abc import Iterator, Mapping
 from importlib.resources import files
 from pathlib import Path
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from emo_mlflow.common.files import check_there
-from emo_mlflow.common.names import check_name, shown
+from emo_mlflow.common.names import HALF, check_name, shown
 from emo_mlflow.errors import UserError, reason_of
 from emo_mlflow.prompts.columns import PLAIN, Layout, Placed, Record, class_names, with_columns
+from emo_mlflow.prompts.conversations import conversation
 from emo_mlflow.prompts.delimited import delimited_rows, read_text
-from emo_mlflow.types import Role
+from emo_mlflow.types import Role, Turns
 
 SUFFIXES = (".jsonl", ".csv", ".tsv", ".txt", ".parquet")
 
 
-DatasetRow = tuple[str, str, Role | None]  # text, emotion, role
+class DatasetRow(NamedTuple):
+    """A row, checked; `before` and the text as of a `Prompt`."""
+
+    text: str
+    emotion: str
+    role: Role | None
+    before: Turns | None = None
 
 
 def builtin_rows() -> list[DatasetRow]:
     """The built-in texts."""
     text = files("emo_mlflow").joinpath("data/prompts.jsonl").read_text(encoding="utf-8")
-    return [(row["text"], row["emotion"], row["role"]) for row in map(json.loads, text.splitlines())]
+    return [DatasetRow(row["text"], row["emotion"], row["role"]) for row in map(json.loads, text.splitlines())]
 
 
 def read_rows(path: Path, layout: Layout = PLAIN) -> list[DatasetRow]:
@@ -79,16 +86,31 @@ def _json_lines(text: str, name: str) -> Iterator[Placed]:
 
 
 def _checked(place: str, record: Record) -> DatasetRow:
-    text, emotion, role = record.get("text"), record.get("emotion"), record.get("role")
+    emotion = record.get("emotion")
+    emotion = check_name(unicodedata.normalize("NFC", emotion.strip()) if isinstance(emotion, str) else emotion, f"{place}: emotion")
+    role = _role(place, record.get("role"))
+    if "text" not in record or isinstance(record["text"], list):
+        text, before, of_turns = conversation(place, record.get("text", record.get("messages")))
+        if role not in (None, of_turns):
+            last, wanted = ("a user's", "the assistant's") if of_turns == "test" else ("the assistant's", "a user's")
+            raise UserError(f"{place}: role {role}, and the conversation ends with {last} turn: end it with {wanted}, or leave the role out")
+        return DatasetRow(text, emotion, of_turns, before)
+    return DatasetRow(_text(place, record["text"]), emotion, role)
+
+
+def _text(place: str, text: object) -> str:
     if text is None or (isinstance(text, str) and not text.strip()):
         raise UserError(f"{place}: the text is empty: fill it in or remove the row")
     if not isinstance(text, str):
         raise UserError(f"{place}: the text is not a string: {shown(text)}")
-    if re.search("[\ud800-\udfff]", text):
+    if HALF.search(text):
         raise UserError(f"{place}: the text holds half a character (a lone surrogate): {shown(text)}")
-    emotion = check_name(unicodedata.normalize("NFC", emotion.strip()) if isinstance(emotion, str) else emotion, f"{place}: emotion")
+    return text
+
+
+def _role(place: str, role: object) -> Role | None:
     if role is None or role == "":
-        return text, emotion, None
+        return None
     if not isinstance(role, str) or role.strip() not in ("fit", "test"):
         raise UserError(f"{place}: role {shown(role)} is neither fit nor test")
-    return text, emotion, "fit" if role.strip() == "fit" else "test"
+    return "fit" if role.strip() == "fit" else "test"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from emo_mlflow.common.files import check_there
-from emo_mlflow.common.names import check_name, same_name, shown
+from emo_mlflow.common.names import HALF, check_name, same_name, shown
 from emo_mlflow.errors import UserError
 from emo_mlflow.prompts.columns import Layout, Record
 from emo_mlflow.prompts.delimited import read_text
@@ -66,6 +66,8 @@ def _json_rows(path: Path, personas: str, encoding: str) -> Iterator[tuple[str, 
     if not isinstance(found, list):
         raise UserError(f"{path.name} is no list: a .json file of pairs is a list of objects, or of endings")
     endings = all(isinstance(item, str) for item in found)
+    if not endings and (among := [number for number, item in enumerate(found, start=1) if isinstance(item, str)]):
+        raise UserError(f"{path.name}, item {among[0]} is a text among objects: give a list of endings, or of objects with positive and negative")
     if endings and found and not personas:
         raise UserError(f"{path.name} is a list of endings: say whose they are with personas=, such as personas='grateful/indifferent'")
     if personas and not endings:
@@ -76,6 +78,8 @@ def _json_rows(path: Path, personas: str, encoding: str) -> Iterator[tuple[str, 
     for number, item in enumerate(found, start=1):
         place = f"item {number}"
         if isinstance(item, str):
+            if not item.strip():
+                raise UserError(f"{path.name}, {place} is an empty ending: take it out")
             yield place, {name: PERSONA.format(persona=side) + item for name, side in zip(("positive", "negative"), sides, strict=True)}
         elif not isinstance(item, dict):
             raise UserError(f"{path.name}, {place} is neither an object nor a text: {shown(item)}")
@@ -97,6 +101,8 @@ def _pair(place: str, row: Record, stem: str, emotion_column: str) -> Pair:
             raise UserError(f"{place} has no column {name!r}: a pair has positive and negative")
         if not isinstance(text, str) or not text.strip():
             raise UserError(f"{place}: {name} is {'empty' if text is None or text == '' else shown(text)}: fill it in or remove the row")
+        if HALF.search(text):
+            raise UserError(f"{place}: {name} holds half a character (a lone surrogate): {shown(text)}")
         sides.append(text)
     if sides[0] == sides[1]:
         raise UserError(f"{place}: positive and negative are the same text: {shown(sides[0])}")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Callable
 
 from emo_mlflow.common.names import of_word
+from emo_mlflow.types import Turns
 
 RULE = (
     "texts of an emotion count once if they differ in case, spacing or punctuation only (a ?, symbols and emoji are no punctuation), "
@@ -30,6 +32,11 @@ def normalised(text: str) -> str:
     """The same, and without !: texts that agree in this are one prompt, for one that is said louder is no further evidence."""
     found = exclaimed(text)
     return " ".join(word for word in found.split() if word != "!") or found
+
+
+def alike(text: str, before: Turns | None, of_text: Callable[[str], str] = normalised) -> str:
+    """The same of a conversation, turn by turn; of one turn or a text, that of the text."""
+    return "\n".join([*(f"{role}: {of_text(content)}" for role, content in before or ()), of_text(text)])
 
 
 def _kept(character: str) -> str:

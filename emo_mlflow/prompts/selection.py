@@ -12,9 +12,10 @@ from pathlib import Path
 from emo_mlflow.common.names import same_name
 from emo_mlflow.errors import UserError
 from emo_mlflow.prompts.columns import PLAIN, Layout
+from emo_mlflow.prompts.conversations import check_texts
 from emo_mlflow.prompts.files import DatasetRow, builtin_rows, read_rows
 from emo_mlflow.prompts.pairs import prompts_of, read_pairs
-from emo_mlflow.prompts.repeats import RULE, exclaimed, normalised
+from emo_mlflow.prompts.repeats import RULE, alike, exclaimed
 from emo_mlflow.types import Prompt, digest
 
 REFERENCE = "neutral"
@@ -61,7 +62,7 @@ class PromptSet:
 
 def fit_hash(prompts: Iterable[Prompt]) -> str:
     """Identifies the texts that directions were fitted on, in whatever order."""
-    return digest(sorted([prompt.emotion, prompt.text] for prompt in prompts))
+    return digest(sorted([prompt.emotion, prompt.text, *map(list, prompt.before or ())] for prompt in prompts))
 
 
 def load_prompts(
@@ -74,12 +75,13 @@ def load_prompts(
     pairs: str = "",
     personas: str = "",
 ) -> PromptSet:
-    """The built-in prompts, or those of a JSONL, CSV, TSV or parquet file with the columns text, emotion and optionally role.
+    """The built-in prompts, or those of a JSONL, CSV, TSV or parquet file with the columns text (or messages), emotion and optionally role.
 
     Texts of an emotion that are the same (`repeats.normalised`) count once: a repeated prompt is no further evidence. One that is
     there both to fit and to test stays for fitting, so that nothing is tested on what was fitted. One that stands under several
     emotions is left out: it tells nothing of their difference, and would pull both means the same way. A warning says how many
-    were dropped. Without roles, half of every emotion's texts is fitted on and half is tested on.
+    were dropped. Without roles, half of every emotion's texts is fitted on and half is tested on; a conversation has its role from its last
+    turn, and is not continued where one to fit on begins with it.
 
     Names of emotions that differ in case alone are one, in the spelling that comes first; `Neutral` is the reference. Where there is no
     reference, a warning says so.
@@ -102,7 +104,7 @@ def load_prompts(
     if max_samples < 1:
         raise UserError(f"max_samples={max_samples} leaves nothing to continue: give at least 1")
     rows, source = (builtin_rows(), "builtin") if dataset == "builtin" else (read_rows(Path(dataset), layout), Path(dataset).name)
-    spellings = tuple(dict.fromkeys(emotion for _, emotion, _ in rows if same_name(emotion) == REFERENCE))
+    spellings = tuple(dict.fromkeys(row.emotion for row in rows if same_name(row.emotion) == REFERENCE))
     rows = _one_spelling(rows, source)
     prompts, split = _with_roles(distinct := _distinct(rows, source), seed, source)
     names = tuple(dict.fromkeys(prompt.emotion for prompt in prompts))
@@ -118,11 +120,12 @@ def load_prompts(
         p for p in prompts if p.role == "fit" and (p.emotion in chosen or p.emotion == reference or reference is None)
     )
     _check_fit(fit, (*chosen, *([reference] if reference else [])), source)
-    test = [p for p in prompts if p.role == "test" and p.emotion == (reference or p.emotion)]
+    test = _unseen([p for p in prompts if p.role == "test" and p.emotion == (reference or p.emotion)], fit, source)
     if not test:
-        raise UserError(
-            f"{source} has no {reference or ''} texts to test on: give some the role test, or leave the roles out"
-        )
+        advice = "give some the role test, or leave the roles out"
+        if any(prompt.before is not None for prompt in prompts):
+            advice = "give conversations that end with a user's turn, and with which none to fit on begins"
+        raise UserError(f"{source} has no {reference or ''} texts to test on: {advice}")
     random.Random(f"test prompts {seed}").shuffle(test)
     return PromptSet(fit, tuple(test[:max_samples]), chosen, reference, source, split, len(rows) - len(distinct), spellings)
 
@@ -132,8 +135,8 @@ def _on_pairs(
 ) -> PromptSet:
     """The same prompts to continue, but for those that are among the pairs, and directions fitted on the pairs."""
     fit, names, groups = prompts_of(read_pairs(file, personas, layout), emotions, file.name)
-    fitted = {normalised(prompt.text) for prompt in fit}
-    test = [prompt for prompt in prompts.test if normalised(prompt.text) not in fitted][:max_samples]
+    fitted = {alike(prompt.text, None) for prompt in fit}
+    test = [prompt for prompt in prompts.test if alike(prompt.text, None) not in fitted][:max_samples]
     if not test:
         raise UserError(f"{prompts.source} has no texts to test on that are not among the pairs of {file.name}: give others with dataset=")
     split = f"pairs of {file.name} to fit on; {prompts.split} to test on"
@@ -146,6 +149,7 @@ def emotions_to_continue(prompts: PromptSet, max_samples: int, seed: int) -> Pro
     Raises:
         UserError: if that leaves an emotion fewer than two texts to fit on.
     """
+    check_texts(prompts.fit, "this operation continues texts of each emotion: those that are fitted on end with the assistant's turn; give texts")
     kept, test = list(prompts.fit), []
     for emotion in prompts.emotions:
         own = [prompt for prompt in prompts.fit if prompt.emotion == emotion]
@@ -161,24 +165,24 @@ def emotions_to_continue(prompts: PromptSet, max_samples: int, seed: int) -> Pro
 def _one_spelling(rows: Sequence[DatasetRow], source: str) -> list[DatasetRow]:
     """Rows whose emotions differ in more than case: an emotion is called as where it comes first, and the reference by its name."""
     spellings: dict[str, list[str]] = {}
-    for _, emotion, _ in rows:
-        spellings.setdefault(same_name(emotion), []).append(emotion)
+    for row in rows:
+        spellings.setdefault(same_name(row.emotion), []).append(row.emotion)
     several = [tuple(dict.fromkeys(names)) for key, names in spellings.items() if key != REFERENCE and len(set(names)) > 1]
     if several:
         merged = "; ".join(f"{', '.join(names)} are one emotion, {names[0]}" for names in several)
         warnings.warn(f"{source}: names of emotions are compared without case: {merged}", stacklevel=3)
     called = {key: REFERENCE if key == REFERENCE else names[0] for key, names in spellings.items()}
-    return [(text, called[same_name(emotion)], role) for text, emotion, role in rows]
+    return [row._replace(emotion=called[same_name(row.emotion)]) for row in rows]
 
 
 def _distinct(rows: Sequence[DatasetRow], source: str) -> list[DatasetRow]:
     emotions: dict[str, set[str]] = {}
-    for text, emotion, _ in rows:
-        emotions.setdefault(exclaimed(text), set()).add(emotion)
-    of_one = [row for row in rows if len(emotions[exclaimed(row[0])]) == 1]
+    for row in rows:
+        emotions.setdefault(alike(row.text, row.before, exclaimed), set()).add(row.emotion)
+    of_one = [row for row in rows if len(emotions[alike(row.text, row.before, exclaimed)]) == 1]
     same: dict[tuple[str, str], list[DatasetRow]] = {}
     for row in of_one:
-        same.setdefault((row[1], normalised(row[0])), []).append(row)
+        same.setdefault((row.emotion, alike(row.text, row.before)), []).append(row)
     if dropped := len(rows) - len(same):
         several = len(rows) - len(of_one)
         warnings.warn(
@@ -186,20 +190,32 @@ def _distinct(rows: Sequence[DatasetRow], source: str) -> list[DatasetRow]:
             f"{several} stand under several emotions; {RULE}",
             stacklevel=3,
         )
-    return [min(group, key=lambda row: row[2] == "test") for group in same.values()]
+    return [min(group, key=lambda row: row.role == "test") for group in same.values()]
+
+
+def _unseen(test: Sequence[Prompt], fit: Sequence[Prompt], source: str) -> list[Prompt]:
+    """The prompts but for conversations with which one to fit on begins."""
+    seen = {alike(prompt.before[i][1], prompt.before[:i]) for prompt in fit if prompt.before for i in range(len(prompt.before))}
+    kept = [prompt for prompt in test if alike(prompt.text, prompt.before) not in seen]
+    if dropped := len(test) - len(kept):
+        warnings.warn(f"{source}: {dropped} of {len(test)} prompts are not continued: conversations to fit on begin with them", stacklevel=3)
+    return kept
 
 
 def _with_roles(rows: Sequence[DatasetRow], seed: int, source: str) -> tuple[list[Prompt], str]:
-    if all(role is not None for *_, role in rows):
-        return [Prompt(text, emotion, role) for text, emotion, role in rows if role], (
-            "built-in roles" if source == "builtin" else f"roles of {source}"
-        )
-    if any(role is not None for *_, role in rows):
+    if all(row.role is not None for row in rows):
+        prompts = [Prompt(row.text, row.emotion, row.role, row.before) for row in rows if row.role]
+        if any(row.before is not None for row in rows):
+            return prompts, f"{source}: conversations that end with the assistant's turn to fit on, those that end with a user's to test on"
+        return prompts, "built-in roles" if source == "builtin" else f"roles of {source}"
+    if any(row.before is not None for row in rows):
+        raise UserError(f"{source} has texts without a role beside conversations, whose last turns say theirs: give the texts fit or test")
+    if any(row.role is not None for row in rows):
         raise UserError(f"{source} gives a role to some texts only: give fit or test to all of them, or to none")
     by_emotion: dict[str, list[str]] = {}
-    for text, emotion, _ in rows:
-        by_emotion.setdefault(emotion, []).append(text)
-    prompts: list[Prompt] = []
+    for row in rows:
+        by_emotion.setdefault(row.emotion, []).append(row.text)
+    prompts = []
     for emotion, texts in by_emotion.items():
         order = texts[:]
         random.Random(f"split {seed} {emotion}").shuffle(order)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape as html_escape
 from html import unescape
@@ -65,6 +65,11 @@ Block = Heading | Paragraph | Bullets | Table | Picture
 def to_markdown(blocks: Sequence[Block]) -> str:
     """GitHub-flavoured Markdown; pictures are linked."""
     return "\n\n".join(_markdown(block) for block in blocks) + "\n"
+
+
+def bullet_lists(*lists: Iterable[str]) -> str:
+    """Lists as Markdown, with a line between them: Markdown would join them."""
+    return "\n\n---\n\n".join("\n".join(f"- {escape(text)}" for text in items) for items in lists)
 
 
 def escape(text: str) -> str:

@@ -14,6 +14,7 @@ from emo_mlflow.comparison.recommendations import MOST_BROKEN, largest
 from emo_mlflow.comparison.rows import records
 from emo_mlflow.report.findings import SMALLEST_EFFECT
 from emo_mlflow.report.highlights import setting_name
+from emo_mlflow.scoring.targets import target_metric
 from emo_mlflow.statistics.specificity import SAME
 from emo_mlflow.sweeping.schemas import FLUENCY
 
@@ -34,7 +35,7 @@ def answer(comparison: Comparison, t: Words) -> list[str]:
     cases = comparison.tables["recommendations"]
     known = cases[cases["reason"] != "no_target"]
     first = [_verdict(comparison, known, t), _largest(comparison, t)] if len(known) else [t["untargeted"]]
-    return [text for text in (*first, *_asking(comparison, t), _tests(comparison, t), _limits(comparison, t)) if text]
+    return [text for text in (*first, *_asking(comparison, t), *_together(comparison, t), _tests(comparison, t), _limits(comparison, t)) if text]
 
 
 def _asking(comparison: Comparison, t: Words) -> list[str]:
@@ -56,6 +57,26 @@ def _asking(comparison: Comparison, t: Words) -> list[str]:
         words = {**best, "case": t["case"].format(model=model, emotion=emotion), "arm": t[f"arm_{arm}"], "claim": claim}
         price = [t["asking_broken"].format(**row) for row in records(broken.dropna(subset=["effect_direction", "effect_asking"]))]
         sentences.append(t["asking"].format(**words, count=len(own), ends=_ends(best, t)) + "".join(price))
+    return sentences
+
+
+def _together(comparison: Comparison, t: Words) -> list[str]:
+    """Per combination and own label of either part, whether both do more or less than the sum, where they differ most from it, as the test says."""
+    table = comparison.tables["interactions"]
+    if not len(table):
+        return []
+    metrics, sentences = set(table["metric"]), []
+    for (model, emotion, first, second), rows in table.groupby(["model", "emotion", "first", "second"], sort=False):
+        for metric in dict.fromkeys(target_metric(str(name), metrics) for name in (first, second)):
+            own = rows[(rows["metric"] == metric) & rows["p_holm"].notna()]
+            if not len(own):
+                continue
+            best = records(own.loc[[own["interaction"].abs().idxmax()]])[0]
+            found = "same" if not significant(best["p_holm"]) else "higher" if best["interaction"] > 0 else "lower"
+            if max(abs(best[f"effect_{name}"]) for name in ("first", "second", "both")) < SMALLEST_EFFECT:
+                found = "neither"
+            words = {**best, "case": t["case"].format(model=model, emotion=emotion), "claim": t[f"together_{found}"].format(least=SMALLEST_EFFECT)}
+            sentences.append(t["together"].format(**words, count=len(own), place=setting_name(best, t), ends=_ends(best, t)))
     return sentences
 
 

@@ -9,11 +9,12 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from emo_mlflow.common.names import short_name
 from emo_mlflow.comparison.rows import records
 from emo_mlflow.report.agreement import agreement_paragraphs
 from emo_mlflow.report.blocks import Block, Bullets, Heading, Paragraph, Picture, Table, to_markdown
 from emo_mlflow.report.comparison_text import number
-from emo_mlflow.report.findings import effect_table, findings
+from emo_mlflow.report.findings import SMALLEST_EFFECT, effect_table, findings
 from emo_mlflow.report.style import BASELINE, DIVERGING, INK, MUTED, PATCHED, RANDOM, new_figure, save
 from emo_mlflow.report.sweep import example_table, verdict, write_examples
 from emo_mlflow.scoring.targets import target_metric
@@ -34,7 +35,7 @@ def write_heads_report(result: SweepResult, heads: SweptHeads, folder: Path) -> 
     share = f"share of the emotion's displacement after block {target}"
     done = HEAD_REPLACEMENTS[result.config.operation].done
     blocks: list[Block] = [
-        Heading(f"Heads of {result.config.model}", 1),
+        Heading(f"Heads of {short_name(result.config.model)}", 1),
         Bullets([verdict(item) for item in found]),
         Paragraph(
             f"Each head's output was {done}, before the output projection. Each line is the head whose replacement "
@@ -157,17 +158,16 @@ def strongest_heads(effects: pd.DataFrame, label: str) -> Figure:
         axes.hlines(y, rows["low"], rows["high"], color=INK, lw=1.1)
         colors = [PATCHED if effect > 0 else BASELINE for effect in rows["direct_effect"]]
         axes.scatter(rows["direct_effect"], y, marker="D", s=26, color=colors, zorder=3)
-        axes.set_yticks(y, [f"{layer}.{head}" for layer, head in zip(rows["layer"], rows["head"], strict=True)])
+        axes.set_yticks(y, [f"L{layer} H{head}" for layer, head in zip(rows["layer"], rows["head"], strict=True)])
         axes.set_ylim(count - 0.4, -0.6)
         axes.set_title(emotion, fontsize=10, fontweight="bold", loc="left")
         axes.spines[["top", "right"]].set_visible(False)
-    panels[0].set_ylabel("layer.head")
     figure.supxlabel(label, fontsize=9)
     return figure
 
 
 def direct_against_change(tested: pd.DataFrame, label: str) -> Figure:
-    """A panel per emotion: what a head writes itself, against what replacing it changed; the strongest are named."""
+    """A panel per emotion: what a head writes itself, against what replacing it changed; the strongest changes are named."""
     emotions = list(dict.fromkeys(tested["emotion"]))
     figure = new_figure(max(4.5, 3.2 * len(emotions)), 3.2)
     for axes, emotion in zip(figure.subplots(1, len(emotions), squeeze=False, sharey=True)[0], emotions, strict=True):
@@ -175,9 +175,9 @@ def direct_against_change(tested: pd.DataFrame, label: str) -> Figure:
         for kind, color in (("random", RANDOM), ("emotion", PATCHED)):
             rows = own[own["kind"] == kind]
             axes.scatter(rows["direct_effect"], rows["mean_diff"], s=22, color=color, lw=0, zorder=2 if kind == "random" else 3)
-        named = own[own["kind"] == "emotion"]
+        named = own[(own["kind"] == "emotion") & (own["mean_diff"].abs() >= SMALLEST_EFFECT)]
         for row in records(named.loc[named["mean_diff"].abs().sort_values(ascending=False).index].head(3)):
-            text = f"{row['layer']}.{row['head']}"
+            text = f"L{row['layer']} H{row['head']}"
             axes.annotate(text, (row["direct_effect"], row["mean_diff"]), xytext=(4, 3), textcoords="offset points", fontsize=7)
         axes.axhline(0, color=MUTED, lw=0.8, zorder=1)
         axes.axvline(0, color=MUTED, lw=0.8, zorder=1)

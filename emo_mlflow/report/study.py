@@ -9,7 +9,17 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from emo_mlflow.report.agreement import agreement_paragraphs
-from emo_mlflow.report.blocks import Block, Bullets, Heading, Paragraph, Picture, Table, escape, to_html, to_markdown
+from emo_mlflow.report.blocks import (
+    Block,
+    Bullets,
+    Heading,
+    Paragraph,
+    Picture,
+    Table,
+    bullet_lists,
+    to_html,
+    to_markdown,
+)
 from emo_mlflow.report.style import BASELINE, INK, MUTED, PATCHED, new_figure, save
 from emo_mlflow.studying.finished import StudyResult, largest_changes
 from emo_mlflow.studying.verdicts import Answer, own_claim
@@ -79,8 +89,20 @@ def study_lines(result: StudyResult) -> list[str]:
 
 
 def note(result: StudyResult) -> str:
-    """The run's description: the answer, then the price."""
-    return "\n\n".join(f"- {escape(sentence(result, a))} {escape(price(a))}" for a in result.answers)
+    """The run's description: a line per emotion, since a page shows few before *Show more*; then the answer and its price in sentences."""
+    return bullet_lists(map(brief, result.answers), (f"{sentence(result, a)} {price(a)}" for a in result.answers))
+
+
+def brief(answer: Answer) -> str:
+    """An emotion's answer in one short line."""
+    p = f", p = {answer.p:.2g}" if np.isfinite(answer.p) else ""
+    return f"{answer.emotion}: {words_for_table(answer)}{p}; broken text {answer.broken:.0%}"
+
+
+def words_for_table(answer: Answer) -> str:
+    """The verdict and the size of the effect."""
+    doubt = "" if answer.rises or answer.verdict != "specific" else ", no rise shown"
+    return f"{answer.verdict}{doubt}, {answer.effect.mean:+.2f}"
 
 
 def write_study_report(result: StudyResult, folder: Path) -> None:

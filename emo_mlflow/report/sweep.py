@@ -10,8 +10,19 @@ from typing import Any
 import pandas as pd
 import pyarrow.compute as pc
 
+from emo_mlflow.common.names import short_name
 from emo_mlflow.report.agreement import agreement_paragraphs
-from emo_mlflow.report.blocks import Block, Bullets, Heading, Paragraph, Picture, Table, escape, to_html, to_markdown
+from emo_mlflow.report.blocks import (
+    Block,
+    Bullets,
+    Heading,
+    Paragraph,
+    Picture,
+    Table,
+    bullet_lists,
+    to_html,
+    to_markdown,
+)
 from emo_mlflow.report.figures import against_random, effect_against_price, heat_maps
 from emo_mlflow.report.findings import BROKEN, SMALLEST_EFFECT, Finding, effect_table, findings
 from emo_mlflow.report.style import save
@@ -56,8 +67,22 @@ def verdict(found: Finding) -> str:
 
 
 def verdicts(result: SweepResult) -> list[str]:
-    """A Markdown bullet per emotion: what its direction did at its strongest condition; then what asking for it did."""
-    return [f"- {escape(text)}" for text in (*map(verdict, findings(result)), *asking_lines(result))]
+    """A sentence per emotion: what its direction did at its strongest condition; then what asking for it did."""
+    return [*map(verdict, findings(result)), *asking_lines(result)]
+
+
+def note(result: SweepResult) -> str:
+    """The run's description: a line per emotion, since a page shows few before *Show more*; then the sentences."""
+    return bullet_lists(map(brief, findings(result)), verdicts(result))
+
+
+def brief(found: Finding) -> str:
+    """An emotion's strongest condition in one short line."""
+    if found.chosen:
+        return f"{found.emotion}: no scorer has a label for it"
+    where = f"alpha {found.alpha:g}" if found.head is None else f"head {found.head}"
+    p = f" (p = {found.p:.2g})" if not isnan(found.p) else ""
+    return f"{found.emotion}: {found.difference:+.2f} at layer {found.layer}, {where}{p}{'; broken text ' if found.price else ''}{found.price}"
 
 
 def asking_lines(result: SweepResult) -> list[str]:
@@ -185,7 +210,7 @@ def _blocks(result: SweepResult, found: Sequence[Finding], examples: pd.DataFram
     texts = [_example(row) for row in shown]
     versions = ", ".join(f"{name} {version}" for name, version in result.facts["versions"].items())
     return [
-        Heading(f"Sweep of {result.config.model}", 1),
+        Heading(f"Sweep of {short_name(result.config.model)}", 1),
         Bullets([*map(verdict, found), *asking_lines(result)]),
         Paragraph(
             "Each is the condition with the largest change of that emotion's own label, of all layers and strengths that were tried, "

@@ -31,6 +31,7 @@ from emo_mlflow.models.loading import LoadedModel, load
 from emo_mlflow.models.names import ModelSpec, resolve
 from emo_mlflow.models.tokens import encode_prompts, text_decoder
 from emo_mlflow.models.weights import INDEX, SINGLE, weight_files
+from emo_mlflow.prompts.selection import REFERENCE
 from emo_mlflow.serving.call_options import AS_RECORDED, Options
 from emo_mlflow.settings.templates import Form
 from emo_mlflow.steering.edits import at_dose, make_patch
@@ -39,7 +40,7 @@ from emo_mlflow.steering.packing import Row
 from emo_mlflow.steering.sampling import Decoding
 from emo_mlflow.steering.strength import budget_meter, find_strengths
 from emo_mlflow.sweeping.grid import noise_seed
-from emo_mlflow.types import Cell, Condition, FloatArray, Template, digest
+from emo_mlflow.types import Cell, Condition, FloatArray, Prompt, Template, digest
 
 ARTIFACT = "steered"  # the folder in a logged model
 SETTINGS, DIRECTION, BASE = "steered.json", "direction.safetensors", "base"
@@ -129,7 +130,7 @@ class SteeredModel:
         if options.alpha is not None:
             condition = replace(condition, alpha=options.alpha)
         _check_texts(prompts)
-        tokens = encode_prompts(self.loaded, prompts, generation.form)
+        tokens = encode_prompts(self.loaded, [Prompt(prompt, REFERENCE, "test") for prompt in prompts], generation.form)
         for i, ids in enumerate(tokens):
             if len(ids) + n_steps > self.loaded.context:
                 raise UserError(

@@ -11,6 +11,9 @@ from emo_mlflow.settings.parsing import items, number
 Weighted = tuple[tuple[str, float], ...]  # emotions with what alpha is multiplied by
 
 
+LEAST, MOST = 1e-6, 1e6  # of a share, in size: single precision has both, times any alpha that means something
+
+
 def combine(text: str) -> str:
     """Reads combinations such as `gratitude+apology:-0.5`, separated by commas; an empty text is none."""
     for item in items(text) if text else ():
@@ -24,6 +27,8 @@ def _combination(text: str) -> Weighted:
     weights = [number(weight) if colon else 1.0 for _, colon, weight in parts]
     if len(parts) < 2 or not all(names) or not all(weights) or len(set(map(same_name, names))) < len(names):
         raise UserError("is no combination: give two or more different emotions, such as gratitude+apology:-0.5")
+    if odd := [weight for weight in weights if not LEAST <= abs(weight) <= MOST]:
+        raise UserError(f"has the share {odd[0]:g}: give shares of {LEAST:g} to {MOST:g} in size")
     return tuple(zip(names, weights, strict=True))
 
 
@@ -58,6 +63,8 @@ def bands_of(choice: str, n_layers: int | None = None) -> dict[int, tuple[int, .
         return {}
     if single := [part for part in parts if "+" not in part]:
         raise UserError(f"layers={choice!r} has bands and {single[0]}: give single layers in a sweep of their own, since tables are by layer")
+    if twice := [part for part in parts if len({int(layer) for layer in part.split("+")}) < len(part.split("+"))]:
+        raise UserError(f"layers={choice!r} names a layer twice in {twice[0]}: name each once")
     bands = [tuple(sorted({int(layer) for layer in part.split("+")})) for part in parts]
     if len({band[0] for band in bands}) < len(bands):
         raise UserError(f"layers={choice!r} has two bands that begin at one layer: give one of them in a sweep of its own, since tables are by layer")

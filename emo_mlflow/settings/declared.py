@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
+from numbers import Number
+from os import PathLike
 from typing import Any, Literal
 
+from emo_mlflow.common.names import shown
 from emo_mlflow.errors import UserError
 
 Group = Literal["what", "where", "how much", "scoring", "running", "logging"]
@@ -86,15 +89,23 @@ def read(table: Mapping[str, Parameter], given: Mapping[str, str | None], defaul
 
 
 def as_texts(given: Mapping[str, Any]) -> dict[str, str | None]:
-    """Values from Python as a person writes them in a terminal: `True` is true, a list has commas, a mapping is `name:value`."""
-    return {name: None if value is None else _as_text(value) for name, value in given.items()}
+    """Values from Python as a person writes them in a terminal: `True` is true, a list has commas, a mapping is `name:value`.
+
+    Raises:
+        UserError: for an empty list, which would say what an empty text does, or anything that is not texts and numbers.
+    """
+    return {name: None if value is None else _as_text(name, value) for name, value in given.items()}
 
 
-def _as_text(value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, Mapping):
-        return ",".join(f"{name}:{item}" for name, item in value.items())
-    if isinstance(value, (list, tuple, set, frozenset, range)):
-        return ",".join(map(_as_text, value))
-    return str(value)
+def _as_text(name: str, value: Any) -> str:
+    if isinstance(value, Mapping) and value:
+        return ",".join(f"{key}:{_one(name, item)}" for key, item in value.items())
+    if isinstance(value, (list, tuple, set, frozenset, range)) and len(value):
+        return ",".join(_one(name, item) for item in value)
+    return _one(name, value)
+
+
+def _one(name: str, value: Any) -> str:
+    if not isinstance(value, (str, Number, PathLike)):
+        raise UserError(f"{name}={shown(value)} is neither a text, a number, nor a list of them: give one, or leave it out for the default")
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -53,7 +53,9 @@ class SweepFields:
 
     model: str = parameter(as_it_is, "smollm2-135m", "Model: a built-in name, a hub id (id@revision), a folder or .gguf file.", "what", of_child=True)
     profile: str
-    dataset: str = parameter(as_it_is, "builtin", "Prompts: builtin, or a .jsonl, .csv, .tsv or .parquet file (text, emotion, perhaps role).", "what")
+    dataset: str = parameter(
+        as_it_is, "builtin", "Prompts: builtin, or a .jsonl, .csv, .tsv or .parquet file (text or messages, emotion, perhaps role).", "what"
+    )
     text_column: str = parameter(as_it_is, "", "Name of the data set's column with the texts, where it is not text.", "what", before="")
     emotion_column: str = parameter(as_it_is, "", "Name of the data set's column with the emotions, where it is not emotion.", "what", before="")
     encoding: str = parameter(as_it_is, "", "Of the data set's file, such as latin-1; UTF-8 and marked UTF-16 need none.", "what", before="")
@@ -239,8 +241,6 @@ class HeadSettings(HeadFields, SweepSettings):
         Raises:
             UserError: for a layer that the model does not have, or a target before the heads' layers.
         """
-        if "+" in self.layers:
-            raise UserError(f"layers={self.layers!r} has bands, which are for directions: give single layers")
         layers = resolve_layers(self.layers, n_layers)
         target = n_layers - 1 if self.target_layer is None else self.target_layer
         if not max(layers) <= target < n_layers:
@@ -268,8 +268,6 @@ def make_config(profile: str = DEFAULT, given: Mapping[str, str | None] | None =
         )
     if settings.directions != "fit" and settings.pairs:
         raise UserError(f"pairs={settings.pairs} are to fit on, and directions={settings.directions} is fitted already: give one of them")
-    if settings.alpha_unit == "kl" and ("+" in settings.layers or settings.combine):
-        raise UserError("alpha_unit=kl finds the strength of one edit, and not of several: use vector or residual for bands and combine=")
     if settings.instructions and "instruction" not in settings.arms:
         raise UserError(f"instructions={settings.instructions!r} needs arms=direction,instruction")
     check_form(settings)
@@ -283,6 +281,8 @@ def make_head_config(profile: str = DEFAULT, given: Mapping[str, str | None] | N
         UserError: naming the parameter, its value and what it may be.
     """
     settings = HeadSettings(profile=profile, **_values(HeadSettings, profile, given or {}, OF_HEADS))
+    if "+" in settings.layers:
+        raise UserError(f"layers={settings.layers!r} has bands, which are for directions: give single layers")
     check_form(settings)
     return settings
 

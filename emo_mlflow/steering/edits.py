@@ -7,7 +7,7 @@ position P + t from a forward pass over positions 0..P+t-1, in which the residua
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -75,6 +75,11 @@ class HeadPatch:
 
 
 Intervention = Patch | HeadPatch
+
+
+def each_edit(patch: Patch, change: Callable[[Patch], Patch]) -> Patch:
+    """A patch whose every edit is changed alike."""
+    return replace(change(patch), then=tuple(map(change, patch.then)))
 
 
 def at_dose(condition: Condition, dose: float) -> Condition:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from emo_mlflow.models.blocks import BlockStack
 from emo_mlflow.models.kv_cache import PackedCache
-from emo_mlflow.steering.edits import Patch, RowEdits
+from emo_mlflow.steering.edits import FurtherEdits, Patch, RowEdits
 from emo_mlflow.types import Tokens
 
 
@@ -67,6 +67,7 @@ def run_patched(
     positions = torch.arange(clean.start, clean.start + q, device=stack.device).expand(rows, q)
     entry = stack.enter(tokens, positions, cache)
     edits = RowEdits(patches, stack.d_model, 1, stack.device, stack.dtype)
+    further = FurtherEdits(patches, stack.d_model, 1, stack.device, stack.dtype)
     boundaries = [patch.boundary for patch in patches]
     kept = 1 if clean.start == 0 else 0
     hidden = entry.hidden[:0]
@@ -76,6 +77,7 @@ def run_patched(
             entering = clean.states[boundary][index[span]]
             entering[:, kept:] = edits.apply(entering[:, kept:], span, 0)
             hidden = torch.cat([hidden, entering])
+        further.apply(boundary, hidden, q - kept, 0)
         if boundary < stack.n_layers:
             hidden = stack.run_block(boundary, hidden, entry, cache.select(slice(0, len(hidden))))
     return hidden

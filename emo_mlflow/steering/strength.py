@@ -1,13 +1,15 @@
 """The strength at which a direction does a given damage: one rule for every direction, fitted or drawn.
 
-The strength depends on the direction, the layer, the model and the neutral texts alone, and on nothing that was generated or scored:
-directions that are exchangeable before the rule are exchangeable after it.
+Several edits of one condition have one factor, and the budget is of what they do together. The strength depends on the direction, the layer, the
+model and the neutral texts alone, and on nothing that was generated or scored: directions that are exchangeable before the rule are exchangeable
+after it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+import statistics
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,7 +21,7 @@ from emo_mlflow.models.loading import LoadedModel
 from emo_mlflow.models.tokens import encode
 from emo_mlflow.prompts.passages import neutral_passages
 from emo_mlflow.steering.damage import DamageMeter
-from emo_mlflow.steering.edits import Patch
+from emo_mlflow.steering.edits import Patch, each_edit
 from emo_mlflow.types import Tokens
 
 N_PASSAGES = 8  # neutral texts on which a budget is met
@@ -104,7 +106,7 @@ def find_strengths(meter: DamageMeter, patches: Sequence[Patch], budgets: Sequen
     """The factor of each patch at which its mean KL per token is its budget.
 
     Args:
-        patches: their alphas are left out of account; each adds something.
+        patches: each adds something. The factor is of alpha at the first step, which every edit has its own of.
         budgets: in nats per token. A negative one is met by the opposite direction, and 0 by none.
 
     Raises:
@@ -112,12 +114,13 @@ def find_strengths(meter: DamageMeter, patches: Sequence[Patch], budgets: Sequen
     """
     found, kl = np.zeros(len(patches)), np.zeros(len(patches))
     wanted = [i for i, budget in enumerate(budgets) if budget]
-    turned = [patches[i] if budgets[i] > 0 else replace(patches[i], shift=-patches[i].shift) for i in wanted]
+    turned = [patches[i] if budgets[i] > 0 else each_edit(patches[i], _opposite) for i in wanted]
     searches = _search(meter, turned, [abs(budgets[i]) for i in wanted]) if wanted else []
     for i, search in zip(wanted, searches, strict=True):
         if abs(search.kl - search.budget) > TOLERANCE * search.budget:
+            what = "edits from the one" if patches[i].then else "direction"
             raise UserError(
-                f"no strength of the direction after {patches[i].boundary} blocks does a damage of {search.budget:g} nats per token "
+                f"no strength of the {what} after {patches[i].boundary} blocks does a damage of {search.budget:g} nats per token "
                 f"(the last one tried does {search.kl:.3g}): choose another budget or layer"
             )
         found[i], kl[i] = math.copysign(search.found, budgets[i]), search.kl
@@ -126,7 +129,7 @@ def find_strengths(meter: DamageMeter, patches: Sequence[Patch], budgets: Sequen
 
 def _search(meter: DamageMeter, patches: Sequence[Patch], budgets: Sequence[float]) -> list[_Search]:
     """From a guess to where a part of the texts meets the budgets, and from there to where all do."""
-    norms = [meter.norms[patch.boundary] / float(np.linalg.norm(patch.shift)) for patch in patches]
+    norms = [_long_as_the_stream(meter, patch) for patch in patches]
     guesses = [norm * FIRST_GUESS * math.sqrt(budget / ITS_BUDGET) for norm, budget in zip(norms, budgets, strict=True)]
     searches = [_Search(_rounded(guess), norm, budget) for guess, norm, budget in zip(guesses, norms, budgets, strict=True)]
     if meter.n_batches > 1:
@@ -134,6 +137,21 @@ def _search(meter: DamageMeter, patches: Sequence[Patch], budgets: Sequence[floa
         searches = [_Search(search.found, search.norm, search.budget, search.slope) for search in searches]
     _converge(meter, patches, searches, TOLERANCE, batches=None)
     return searches
+
+
+def _long_as_the_stream(meter: DamageMeter, patch: Patch) -> float:
+    """The factor at which the lengths of all edits, each in norms of the clean stream where it is, sum to 1."""
+    edits = (patch, *patch.then)
+    alone = [meter.norms[edit.boundary] / (float(np.linalg.norm(edit.shift)) * abs(float(edit.alpha_by_step[0]))) for edit in edits]
+    return statistics.harmonic_mean(alone) / len(alone)
+
+
+def _opposite(edit: Patch) -> Patch:
+    return replace(edit, shift=-edit.shift)
+
+
+def _times(factor: float) -> Callable[[Patch], Patch]:
+    return lambda edit: replace(edit, alpha_by_step=(edit.alpha_by_step[:1].astype(np.float64) * factor).astype(np.float32))
 
 
 def _rounded(alpha: float) -> float:
@@ -146,7 +164,7 @@ def _converge(
     """Moves every search to its budget, or to where it cannot go on."""
     waiting = list(range(len(patches)))
     for _ in range(MOST_STEPS):
-        trials = [replace(patches[i], alpha_by_step=np.array([searches[i].alpha], np.float32)) for i in waiting]
+        trials = [each_edit(patches[i], _times(searches[i].alpha)) for i in waiting]
         for i, kl in zip(waiting, meter.measure(trials, batches).mean_kl, strict=True):
             searches[i].learn(float(kl))
         waiting = [i for i in waiting if not searches[i].ended(tolerance)]

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from emo_mlflow.common.names import one_line
+from emo_mlflow.common.names import first_spellings, one_line
 from emo_mlflow.comparison.rows import records
 from emo_mlflow.errors import UserError
 from emo_mlflow.statistics.corrections import corrected
@@ -84,6 +84,7 @@ def across_models(studies: Sequence[PastStudy]) -> AcrossModels:
     Raises:
         UserError: for fewer than two, two of one model, and studies that did not measure the same.
     """
+    studies = _spelled_alike(studies)
     _check(studies)
     studies = _named_apart(studies)
     answers = pd.concat([_answers(study) for study in studies], ignore_index=True)
@@ -100,6 +101,19 @@ def _answers(study: PastStudy) -> pd.DataFrame:
     rows = rows.merge(damage, on="emotion", how="left", validate="one_to_one")
     rises = (rows["p_baseline_holm"] <= LEVEL) & (rows["low"] > 0)
     return rows.assign(model=study.model, specific=rows["verdict"] == "specific", steers=rises)
+
+
+def _spelled_alike(studies: Sequence[PastStudy]) -> list[PastStudy]:
+    """The studies with emotions as the first of them spells each: `Joy` of one and `joy` of another are one."""
+    spelling = first_spellings(emotion for study in studies for emotion in study.labels)
+
+    def spelled(table: pd.DataFrame) -> pd.DataFrame:
+        return table.assign(emotion=table["emotion"].map(spelling))
+
+    def placed(study: PastStudy) -> dict[str, Any]:
+        return {**study.design, "places": [{**place, "emotion": spelling[place["emotion"]]} for place in study.design["places"]]}
+
+    return [replace(study, design=placed(study), verdicts=spelled(study.verdicts), damage=spelled(study.damage)) for study in studies]
 
 
 def together(answers: pd.DataFrame, n_models: int, ordered_alike: bool) -> pd.DataFrame:

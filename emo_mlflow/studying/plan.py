@@ -94,7 +94,7 @@ def prepare_study(settings: StudySettings) -> StudyInputs:
     labels = check_labels(prompts.emotions, {e: target_metric(e, scorers.metrics) for e in prompts.emotions}, scorers.metrics)
     items = load_items(settings.items)
     check(spec, device, getattr(torch, settings.dtype))
-    form = resolved_form(spec, settings)
+    form = resolved_form(spec, settings, (*prompts.fit, *prompts.test))
     settings = replace(settings, template=form.template, fit_on=form.fit_on)
     return StudyInputs(settings, prompts, labels, scorers, items, spec, device)
 
@@ -130,7 +130,7 @@ def lay_out(inputs: StudyInputs) -> StudyPlan:
     second = tuple(Prompt(row["text"], "neutral", "test") for row in _rows("second_prompts.jsonl"))
     tokens = _tokens(loaded, [*prompts.test, *second], settings)
     stack.check_lengths({len(ids) for ids in tokens.values()}, settings.sequence_length)
-    texts = encode_fit_texts(loaded, [prompt.text for prompt in prompts.fit], form_of(settings))
+    texts = encode_fit_texts(loaded, prompts.fit, form_of(settings))
     means, norms = text_means(stack, texts, settings.site, fingerprint=loaded.fingerprint)
     labels = [prompt.emotion for prompt in prompts.fit]
     directions = choose_direction(settings.direction, means, labels, prompts.reference, settings.site)
@@ -176,7 +176,7 @@ def _rows(name: str) -> list[dict[str, str]]:
 
 def _tokens(loaded: LoadedModel, prompts: Sequence[Prompt], settings: StudySettings) -> dict[str, Tokens]:
     found = {}
-    for prompt, tokens in zip(prompts, encode_prompts(loaded, [p.text for p in prompts], form_of(settings)), strict=True):
+    for prompt, tokens in zip(prompts, encode_prompts(loaded, prompts, form_of(settings)), strict=True):
         if not tokens or len(tokens) + settings.sequence_length > loaded.context:
             raise UserError(
                 f"the prompt {prompt.text[:40]!r} has {len(tokens)} tokens; with {settings.sequence_length} new ones it does not fit the model's "

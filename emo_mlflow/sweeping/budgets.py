@@ -30,7 +30,7 @@ def check_budgets(alpha_unit: str, operation: str) -> None:
 def find_doses(
     conditions: Sequence[Condition], fit: Fit, config: SweepConfig, loaded: LoadedModel, stack: BlockStack
 ) -> dict[str, float]:
-    """By condition id, the dose at which its direction, or its random one, does the damage that alpha says.
+    """By condition id, the dose at which its direction, or its random one, does the damage that alpha says; of several edits, together.
 
     It depends on neither positions nor schedule: conditions that differ in these alone have one dose.
 
@@ -40,7 +40,8 @@ def find_doses(
     alike = {condition.condition_id: _alike(condition) for condition in conditions if condition.steers}
     wanted = list(dict.fromkeys(alike.values()))
     patches = [direction_patch(fit, at_dose(condition, 1.0), 1) for condition in wanted]
-    meter = budget_meter(loaded, stack, {patch.boundary for patch in patches}, config.prepend_bos)
+    boundaries = {edit.boundary for patch in patches for edit in (patch, *patch.then)}
+    meter = budget_meter(loaded, stack, boundaries, config.prepend_bos)
     found = find_strengths(meter, patches, [float(condition.alpha or 0) for condition in wanted])
     doses = dict(zip(wanted, found.alpha.tolist(), strict=True))
     return {condition_id: doses[condition] for condition_id, condition in alike.items()}

@@ -93,7 +93,7 @@ def prepare(settings: SweepSettings, directions_file: Path | None = None) -> Inp
     check_budgets(settings.alpha_unit, settings.operation)
     scorers = load_scorers(settings.scorers, max_calls=settings.judge_max_calls)
     check(spec, device, getattr(torch, settings.dtype))
-    form = resolved_form(spec, settings)
+    form = resolved_form(spec, settings, (*prompts.fit, *prompts.test))
     settings = replace(settings, template=form.template, fit_on=form.fit_on)
     asking = asking_conditions(settings, emotions, prompts)
     return Inputs(settings, emotions, prompts, scorers, spec, device, directions_file, asking)
@@ -158,7 +158,7 @@ def make_plan(inputs: Inputs) -> Plan:
     tokens = tokens_by_prompt(loaded, prompts.test, config)
     fronted = {condition.condition_id: tokens_by_prompt(loaded, prompts.test, config, condition.front) for condition in inputs.asking}
     stack.check_lengths({len(ids) for found in (tokens, *fronted.values()) for ids in found.values()}, config.sequence_length)
-    texts = encode_fit_texts(loaded, [prompt.text for prompt in prompts.fit], form_of(config))
+    texts = encode_fit_texts(loaded, prompts.fit, form_of(config))
     swept: Swept
     conditions: tuple[Condition, ...]
     if isinstance(config, HeadConfig):
@@ -181,7 +181,7 @@ def tokens_by_prompt(loaded: LoadedModel, prompts: Sequence[Prompt], config: Swe
         UserError: for a prompt without tokens, or one that does not fit the model's context with what is to be written.
     """
     whole, form = asked(loaded, prompts, form_of(config), front) if front else (prompts, form_of(config))
-    tokens = encode_prompts(loaded, [prompt.text for prompt in whole], form)
+    tokens = encode_prompts(loaded, whole, form)
     found = dict(zip([prompt.prompt_id for prompt in prompts], tokens, strict=True))
     new, context = config.sequence_length, loaded.context
     for prompt in prompts:

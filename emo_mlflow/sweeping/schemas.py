@@ -5,14 +5,20 @@ from __future__ import annotations
 from emo_mlflow.common.columns import NUMBER, SINGLE, TEXT, WHOLE, Declared, column
 
 CONDITION_ID = column("condition_id", TEXT, "hash of what defines the condition: equal in every sweep that has it")
-PROMPT_ID = column("prompt_id", TEXT, "hash of the prompt's text")
+PROMPT_ID = column("prompt_id", TEXT, "hash of the prompt's text, and of what is said before it")
 SAMPLE = column("sample", WHOLE, "which of the texts that were sampled for one prompt, from 0")
 
 PROMPTS = Declared(
     "a prompt",
-    (PROMPT_ID, column("emotion", TEXT, "what the data set says that the prompt expresses"), column("text", TEXT, "the prompt")),
+    (
+        PROMPT_ID,
+        column("emotion", TEXT, "what the data set says that the prompt expresses"),
+        column("text", TEXT, "the prompt; of a conversation, its last turn"),
+        column("before", TEXT, "of a conversation, the turns before that, as JSON: a list of [role, content]"),
+    ),
     key=("prompt_id",),
     filled=("text",),
+    later=("before",),
 )
 CONDITIONS = Declared(
     "a condition",

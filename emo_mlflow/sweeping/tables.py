@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -141,7 +143,9 @@ class Work:
 
 def prompt_table(prompts: Sequence[Prompt]) -> pd.DataFrame:
     """PROMPTS."""
-    return pd.DataFrame([[getattr(prompt, name) for name in PROMPTS.names] for prompt in prompts], columns=PROMPTS.names)
+    before = [None if prompt.before is None else json.dumps(prompt.before, ensure_ascii=False) for prompt in prompts]
+    rows = [asdict(prompt) | {"prompt_id": prompt.prompt_id, "before": said} for prompt, said in zip(prompts, before, strict=True)]
+    return pd.DataFrame(rows, columns=PROMPTS.names)
 
 
 def condition_rows(conditions: Sequence[Condition], swept: Swept | None = None) -> pd.DataFrame:

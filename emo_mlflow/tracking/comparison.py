@@ -16,6 +16,7 @@ from emo_mlflow.comparison import Comparison
 from emo_mlflow.comparison.rows import records
 from emo_mlflow.report.across_models import across_note, standing
 from emo_mlflow.studying.across_models import AcrossModels
+from emo_mlflow.tracking.answers import log_answers
 from emo_mlflow.tracking.lifecycle import experiment_name, run_context
 from emo_mlflow.tracking.study import STUDY
 from emo_mlflow.tracking.values import log_values, metric_name
@@ -60,6 +61,7 @@ class ComparisonRun:
         log_values(self.client, self.run_id, params={"compared.phase": STUDY}, metrics=metrics)
         for row in records(found.tables["together"]):
             self.client.set_tag(self.run_id, metric_name(f"emo.verdict.{row['emotion']}"), standing(row, len(found.studies)))
+        log_answers(self.client, self.run_id, {row["emotion"]: standing(row, len(found.studies)) for row in records(found.tables["together"])})
         self.client.set_tag(self.run_id, MLFLOW_RUN_NOTE, across_note(found))
         self._link(STUDY, [(study.model, study.run_id) for study in found.studies])
 

@@ -11,6 +11,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking.context.registry import resolve_tags
 
 from emo_mlflow import __version__
+from emo_mlflow.common.names import short_name
 from emo_mlflow.errors import UserError, reason_of
 from emo_mlflow.tracking.store import shown
 
@@ -27,6 +28,11 @@ def experiment_name(client: MlflowClient, name: str | None) -> str:
     """The experiment asked for, or the one that MLflow has as active, or Default."""
     active = os.environ.get("MLFLOW_EXPERIMENT_ID", "0")
     return name or os.environ.get("MLFLOW_EXPERIMENT_NAME") or str(client.get_experiment(active).name)
+
+
+def run_name(model: str, what: str) -> str:
+    """A run's name, the model first: MLflow's table of runs cuts names off at 17 letters."""
+    return f"{short_name(model)} {what}"
 
 
 def open_run(

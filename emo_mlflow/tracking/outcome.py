@@ -16,7 +16,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_RUN_NAME, MLFLOW_RUN_NOTE
 
 from emo_mlflow import __version__
 from emo_mlflow.report.blocks import escape
-from emo_mlflow.tracking.lifecycle import run_context
+from emo_mlflow.tracking.lifecycle import run_context, run_name
 from emo_mlflow.tracking.values import Values, log_values, model_params
 from emo_mlflow.types import Say
 
@@ -61,7 +61,7 @@ def run_and_log(
     """
     client = MlflowClient(tracking_uri)
     with (
-        run_context(client, kind, f"{name} {model}", tags={"emo.model": model}, experiment=experiment) as run_id,
+        run_context(client, kind, run_name(model, name), tags={"emo.model": model}, experiment=experiment) as run_id,
         tempfile.TemporaryDirectory() as folder,
     ):
         say(f"Run        {run_id}")

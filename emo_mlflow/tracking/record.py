@@ -6,6 +6,7 @@ The folder holds `record.json` and `artifacts/`. Times are set here once, so tha
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,9 +18,9 @@ import pandas as pd
 
 from emo_mlflow.errors import UserError
 from emo_mlflow.models.identity import IDENTITY
-from emo_mlflow.report.findings import findings
+from emo_mlflow.report.findings import Finding, findings
 from emo_mlflow.report.heads import write_heads_report
-from emo_mlflow.report.sweep import verdicts, write_report
+from emo_mlflow.report.sweep import note, write_report
 from emo_mlflow.settings.sweep import SweepConfig
 from emo_mlflow.settings.tables import PARAMETERS
 from emo_mlflow.sweeping.layer_scores import dump_scores, layer_scores
@@ -52,6 +53,7 @@ class Record:
     Attributes:
         timestamp: of all metrics, in milliseconds.
         note: Markdown for the run's page.
+        answers: by emotion, in a few words for the table of runs.
         children: those to make; `no_children` says why there are none, if a limit is the reason.
     """
 
@@ -59,6 +61,7 @@ class Record:
     params: Mapping[str, str]
     metrics: Values
     note: str
+    answers: Mapping[str, str]
     children: tuple[Child, ...]
     no_children: str | None
 
@@ -96,9 +99,8 @@ def child_name(condition: Mapping[Any, Any], n_windows: int) -> str:
     """As short as the column of MLflow's table of runs, which cuts off what is longer: `gratitude L12 α2`, `anger L3 H7`."""
     if condition["kind"] in ASKING:
         return f"{condition['emotion']} {condition['kind']}"
-    is_head = not pd.isna(condition["head"])
-    what = f"H{condition['head']}" if is_head else f"\N{GREEK SMALL LETTER ALPHA}{condition['alpha']:g}"
-    name = f"{condition['emotion']} L{condition['layer']} {what}"
+    head = None if pd.isna(condition["head"]) else condition["head"]
+    name = f"{condition['emotion']} L{condition['layer']} {_strength(head, condition['alpha'])}"
     return f"{name} W{condition['patch_window']}" if n_windows > 1 else name
 
 
@@ -126,7 +128,8 @@ def sweep_record(result: SweepResult) -> Record:
         timestamp=milliseconds(),
         params=sweep_params(result.config) | model_params(result.facts),
         metrics=finite([*facts, *best_metrics(result), *parent_metrics(result.config, effects)]),
-        note="\n".join(verdicts(result)),
+        note=note(result),
+        answers=best_answers(result),
         children=tuple(map(measured, children)),
         no_children=reason,
     )
@@ -162,6 +165,22 @@ def best_metrics(result: SweepResult) -> Iterator[tuple[str, float, int]]:
         place = ("layer", found.layer), ("alpha", found.alpha) if found.head is None else ("head", found.head)
         for name, value in (("diff", found.difference), *place, ("broken", found.broken)):
             yield f"best.{found.emotion}.{name}", float(value), 0
+
+
+def best_answers(result: SweepResult) -> dict[str, str]:
+    """The same in a few words: `+0.26, 44% broken, L12 α2`."""
+
+    def answer(found: Finding) -> str:
+        if found.chosen:
+            return "no label of its own"
+        broken = "" if math.isnan(found.broken) else f"{found.broken:.0%} broken, "
+        return f"{found.difference:+.2f}, {broken}L{found.layer} {_strength(found.head, found.alpha)}"
+
+    return {found.emotion: answer(found) for found in findings(result)}
+
+
+def _strength(head: int | None, alpha: float) -> str:
+    return f"\N{GREEK SMALL LETTER ALPHA}{alpha:g}" if head is None else f"H{head}"
 
 
 def child_metrics(effects: pd.DataFrame, randoms: Iterable[Mapping[Any, Any]]) -> Iterator[tuple[str, float, int]]:

@@ -12,11 +12,12 @@ from typing import Any
 from mlflow import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE
 
-from emo_mlflow.report.study import note, write_study_report
+from emo_mlflow.report.study import note, words_for_table, write_study_report
 from emo_mlflow.studying.finished import StudyResult
 from emo_mlflow.studying.protocol import Design
 from emo_mlflow.studying.verdicts import verdict_metrics
-from emo_mlflow.tracking.lifecycle import run_context
+from emo_mlflow.tracking.answers import log_answers
+from emo_mlflow.tracking.lifecycle import run_context, run_name
 from emo_mlflow.tracking.values import log_values, metric_name, model_params
 
 STUDY = "study"
@@ -38,7 +39,7 @@ class StudyRun:
         """Opens the run, or goes on with one, and ends it when the block is left."""
         client = MlflowClient(tracking_uri)
         with run_context(
-            client, STUDY, f"study {Path(model).name}", tags={"emo.model": model}, experiment=experiment, run_id=run_id
+            client, STUDY, run_name(model, STUDY), tags={"emo.model": model}, experiment=experiment, run_id=run_id
         ) as opened:
             yield cls(client, opened)
 
@@ -73,6 +74,7 @@ class StudyRun:
         log_values(self.client, self.run_id, metrics=metrics)
         for answer in result.answers:
             self.client.set_tag(self.run_id, metric_name(f"emo.verdict.{answer.emotion}"), answer.verdict)
+        log_answers(self.client, self.run_id, {answer.emotion: words_for_table(answer) for answer in result.answers})
         self.client.set_tag(self.run_id, MLFLOW_RUN_NOTE, note(result))
         self._log_children(result)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -12,7 +12,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from emo_mlflow.common.columns import read_parquet
-from emo_mlflow.common.names import one_line
+from emo_mlflow.common.names import short_name
 from emo_mlflow.errors import UserError, reason_of
 from emo_mlflow.studying.across_models import ANSWERS, DAMAGE, RUNGS, PastStudy
 from emo_mlflow.tracking.lifecycle import KIND
@@ -63,7 +63,7 @@ def load_study(run_id: str, tracking_uri: str | None = None) -> PastStudy:
         raise UserError(f"design.json of run {run_id} is no design of a study: the file is damaged")
     return PastStudy(
         run_id=run_id,
-        model=one_line(PurePath(str(settings.get("model", run_id))).name),
+        model=short_name(str(settings.get("model", run_id))),
         design=design,
         config=settings,
         facts=config,

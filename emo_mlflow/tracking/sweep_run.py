@@ -17,7 +17,7 @@ from mlflow.exceptions import MlflowException
 from emo_mlflow.errors import UserError, reason_of
 from emo_mlflow.settings.sweep import SweepConfig
 from emo_mlflow.sweeping.results import SweepResult
-from emo_mlflow.tracking.lifecycle import end_run, open_run, run_of_project
+from emo_mlflow.tracking.lifecycle import end_run, open_run, run_name, run_of_project
 from emo_mlflow.tracking.record import Record, plan_children, read_record, sweep_params, write_record
 from emo_mlflow.tracking.retries import PARTING_SECONDS, PATIENCE, Background, Retry, own_retries
 from emo_mlflow.tracking.store import fetch, shown
@@ -96,8 +96,7 @@ class SweepRun:
         os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # two lines per child run otherwise
         client = MlflowClient(tracking_uri)
         tags = {"emo.model": config.model, "emo.profile": config.profile}
-        windows = f" {','.join(map(str, config.patch_window))}" if config.scope == "window" else ""
-        name = f"{config.kind} {Path(config.model).name}, {config.scope}{windows}"
+        name = run_name(config.model, config.kind) + (f", {config.scope}" if config.kind == "sweep" and config.scope != "generated" else "")
         opened = open_run(client, config.kind, name, tags=tags, experiment=experiment, run_id=run_id)
         return cls(client, _get_run(client, opened), run_id is None and run_of_project() is None, say)
 
@@ -184,7 +183,8 @@ class SweepRun:
     def hints(self) -> list[str]:
         """Where to look next."""
         uri = shown(self.client.tracking_uri)
-        show = f"open {uri}" if uri.startswith("http") else f"mlflow ui --backend-store-uri {uri}"
+        page = f"{uri.rstrip('/')}/#/experiments/{self._upload.experiment_id}/runs/{self.run_id}"
+        show = f"open {page}" if uri.startswith("http") else f"mlflow ui --backend-store-uri {uri}"
         return [
             f"Artifacts  {self._artifact_uri}",
             f"View       {show}",

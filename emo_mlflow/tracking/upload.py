@@ -18,6 +18,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking.context.registry import resolve_tags
 from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_ARTIFACTS, MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE
 
+from emo_mlflow.tracking.answers import answer_tags, show_answers
 from emo_mlflow.tracking.lifecycle import FAILURE, KIND
 from emo_mlflow.tracking.record import ARTIFACTS, Child, Record
 from emo_mlflow.tracking.retries import Retry
@@ -76,8 +77,9 @@ class Upload:
         for i, path in enumerate(files):
             self._log_artifact(path, folder / ARTIFACTS)
             on_progress(len(record.children) + i + 1, total)
-        self._tag(MLFLOW_RUN_NOTE, record.note)
-        self._tag(MLFLOW_LOGGED_ARTIFACTS, json.dumps([{"path": "examples.json", "type": "table"}]))
+        shown = {MLFLOW_RUN_NOTE: record.note, MLFLOW_LOGGED_ARTIFACTS: json.dumps([{"path": "examples.json", "type": "table"}])}
+        log_values(self.client, self.run_id, tags={**shown, **answer_tags(record.answers)}, send=self.retry)
+        show_answers(self.client, self.experiment_id, record.answers)
         self.retry(self._forget_failure)
         self.retry(lambda: self.client.set_terminated(self.run_id, "FINISHED"))
 

@@ -11,11 +11,11 @@ from functools import partial
 from typing import Any
 
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param
+from mlflow.entities import Metric, Param, RunTag
 
 from emo_mlflow.types import digest
 
-METRICS_A_BATCH, PARAMS_A_BATCH, PARAM_LENGTH, NAME_LENGTH = 1000, 100, 6000, 250  # MLflow's limits
+METRICS_A_BATCH, OTHERS_A_BATCH, PARAM_LENGTH, NAME_LENGTH = 1000, 100, 6000, 250  # MLflow's limits
 
 Values = tuple[tuple[str, float, int], ...]  # (name, value, step)
 
@@ -55,11 +55,12 @@ def log_values(
     *,
     params: Mapping[str, Any] | None = None,
     metrics: Iterable[tuple[str, float, int]] = (),
+    tags: Mapping[str, str] | None = None,
     timestamp: int | None = None,
     model_id: str | None = None,
     send: Callable[[Callable[[], object]], object] = lambda request: request(),
 ) -> None:
-    """Logs params and the finite ones of the metrics, in as many requests as it takes.
+    """Logs params, tags and the finite ones of the metrics, in as many requests as it takes.
 
     Args:
         timestamp: of the metrics, in milliseconds; None for now.
@@ -69,8 +70,11 @@ def log_values(
     when = milliseconds() if timestamp is None else timestamp
     texts = [Param(name, param_text(value)) for name, value in (params or {}).items()]
     numbers = [Metric(metric_name(name), value, when, step, model_id=model_id) for name, value, step in finite(metrics)]
-    for i in range(0, len(texts), PARAMS_A_BATCH):
-        send(partial(client.log_batch, run_id, params=texts[i : i + PARAMS_A_BATCH]))
+    labels = [RunTag(metric_name(key), text) for key, text in (tags or {}).items()]
+    for i in range(0, len(texts), OTHERS_A_BATCH):
+        send(partial(client.log_batch, run_id, params=texts[i : i + OTHERS_A_BATCH]))
+    for i in range(0, len(labels), OTHERS_A_BATCH):
+        send(partial(client.log_batch, run_id, tags=labels[i : i + OTHERS_A_BATCH]))
     for i in range(0, len(numbers), METRICS_A_BATCH):
         send(partial(client.log_batch, run_id, metrics=numbers[i : i + METRICS_A_BATCH]))
 

@@ -9,7 +9,7 @@ import time
 import pytest
 from tiny_models import save_tiny
 
-from emo_mlflow.commands.asked import check_asked
+from emo_mlflow.commands.asked import begin, check_asked
 from emo_mlflow.errors import UserError
 
 
@@ -38,6 +38,14 @@ def test_what_is_not_known_yet_is_left_for_later(tmp_path, monkeypatch):
         {"layers": "joy:3,fear:99"}, {"resume": "0" * 32, "dataset": "gone.csv"},
     ):  # fmt: skip
         check_asked(given, None)
+
+
+def test_the_first_line_names_what_is_gone_on_with():
+    said: list[str] = []
+    for given in ({}, {"model": " gpt2 ", "resume": "auto"}, {"model_a": "gpt2"}, {"resume": "0" * 32}):
+        begin("Sweep", given, None, said.append)
+    names = ("smollm2-135m", "gpt2", "gpt2", "0" * 32)
+    assert said == [f"Sweep      {name}: reading what it needs" for name in names]
 
 
 @pytest.mark.parametrize("command", ["sweep", "vectors", "study", "heads"])

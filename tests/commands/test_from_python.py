@@ -97,6 +97,11 @@ def test_heads_vectors_align_and_study(place):
         ("vectors", {"components": 0}, "components"),
         ("align", {"model": "model"}, "unknown parameter 'model'"),
         ("study", {"budget": "soon"}, "budget='soon'"),
+        ("study", {"controls": []}, "controls=[] is neither a text, a number, nor a list of them"),
+        ("sweep", {"emotions": set()}, "emotions=set() is neither"),
+        ("sweep", {"layers": [[1, 2], [2, 3]]}, "layers=[1, 2] is neither"),
+        ("sweep", {"dataset": pd.DataFrame({"text": ["a"]})}, "is neither a text"),
+        ("sweep", {"tracking_uri": Path("mlruns")}, "is no text: give an address such as 'sqlite:///mlflow.db'"),
     ],
 )
 def test_mistakes(call, settings, said):

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from gguf import GGUFReader
 from mlflow import MlflowClient
 from places import write_worded_texts
 from tiny_models import save_tiny
@@ -109,6 +110,19 @@ def test_vectors_of_other_tools_there_and_back(place):
     ]
     assert texts[0] == texts[1] and len(texts[0]) == 2
     assert "lm_eval" in done("export-vectors", directions=run_id, emotion="joy", layers="2", out="joy.pt", format="lm-eval")
+
+
+def test_a_sweep_to_another_tool(place):
+    """The documented command: a file of one layer that says its model's type, and how llama.cpp is told to read it."""
+    sweep = load_sweep(run_id_in(small_sweep(emotions="joy", layers="1,2", alphas=1)))
+    said = done("export-vectors", directions=sweep.run_id, emotion="joy", out="joy.gguf")
+    assert "llama-completion" in said and "--control-vector" in said
+    file = GGUFReader("joy.gguf")
+    assert bytes(file.fields["controlvector.model_hint"].parts[-1]).decode() == "gpt2"
+    (tensor,) = file.tensors
+    layer = int(tensor.name.removeprefix("direction."))
+    assert layer in (0, 1)  # the stream before block l is what block l - 1 leaves
+    np.testing.assert_allclose(tensor.data, sweep.directions["joy"].vectors[layer + 1], rtol=1e-6)
 
 
 @pytest.mark.parametrize(

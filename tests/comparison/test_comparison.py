@@ -326,6 +326,18 @@ def test_the_summary_over_models_knows_that_they_differ() -> None:
     assert row["layers"] == "model-a: 3, model-b: 4"
 
 
+def test_two_spellings_of_an_emotion_are_one() -> None:
+    """Guards against `Gratitude` of one sweep and `gratitude` of another as two emotions of one model each."""
+    first, second = sources()
+    spelt = {"gratitude": "Gratitude", "anger": "ANGER"}
+    tables = {name: getattr(second, name).assign(emotion=getattr(second, name)["emotion"].replace(spelt)) for name in ("conditions", "prompts")}
+    found = compare_sweeps([first, replace(second, **tables)], n_bootstrap=2)
+    assert set(found.tables["effect_sizes"]["emotion"]) == {"gratitude", "anger", "apology"}
+    alike = compare_sweeps([first, second], n_bootstrap=2)
+    for name in ("model_summary", "model_contrasts"):
+        pd.testing.assert_frame_equal(found.tables[name], alike.tables[name])
+
+
 def test_two_sweeps_of_one_model_are_told_apart_and_not_summarised() -> None:
     """Guards against one label for two sweeps, whose rows then mix, and a summary over models of one model."""
     both = [as_source(synthetic_sweep("model-a", scope=scope)) for scope in ("generated", "window")]

@@ -21,6 +21,7 @@ from emo_mlflow.models.loading import LoadedModel, load, load_tokenizer
 from emo_mlflow.models.names import ModelSpec, resolve
 from emo_mlflow.models.tokens import encode_fit_texts, encode_prompts
 from emo_mlflow.settings.templates import Form
+from emo_mlflow.types import Prompt, Role
 
 CPU = torch.device("cpu")
 ENDS = {"smollm2": "<|im_end|>", "qwen3": "<|im_end|>", "llama": "<|end_of_text|>", "gemma3": "<eos>"}
@@ -43,6 +44,10 @@ def models(tmp_path_factory) -> dict[str, LoadedModel]:
     return {kind: load(spec_of(save_chat(folder / kind, kind)), CPU, torch.float32) for kind in TEMPLATES}
 
 
+def texts(role: Role) -> list[Prompt]:
+    return [Prompt(text, "joy", role) for text in TEXTS]
+
+
 def spec_of(folder: Path) -> ModelSpec:
     return ModelSpec(str(folder), "folder", str(folder))
 
@@ -58,12 +63,13 @@ def test_token_ids_are_the_templates_and_a_document_starts_once(models, kind):
     """Guards: a second BOS in front, a prompt without the generation prompt, a model that thinks aloud, text beside the template."""
     loaded = models[kind]
     for system in ("", "Be brief.") if kind != "gemma3" else ("",):
-        found = encode_prompts(loaded, TEXTS, Form("chat", system))
+        found = encode_prompts(loaded, texts("test"), Form("chat", system))
         for text, tokens in zip(TEXTS, found, strict=True):
             before = ["system", system] if system else []
             assert list(tokens) == rendered(loaded, *before, "user", text, answer=True)
             assert tokens.count(loaded.document_start_id) == (kind in ("llama", "gemma3"))
-    assert encode_prompts(loaded, ["the"], Form()) == [(loaded.document_start_id, *loaded.tokenizer("the", add_special_tokens=False)["input_ids"])]
+    plain = loaded.tokenizer("the", add_special_tokens=False)["input_ids"]
+    assert encode_prompts(loaded, texts("test")[1:2], Form()) == [(loaded.document_start_id, *plain)]
 
 
 @pytest.mark.parametrize("kind", TEMPLATES)
@@ -72,12 +78,12 @@ def test_a_text_to_fit_on_is_the_assistants_answer(models, kind):
     loaded = replace(models[kind], context=1000)
     asked = len(rendered(loaded, "user", REQUEST, answer=True))
     for fit_on in ("response", "text", "last"):
-        found = encode_fit_texts(loaded, TEXTS, Form("chat", fit_on=fit_on))
+        found = encode_fit_texts(loaded, texts("fit"), Form("chat", fit_on=fit_on))
         for text, tokens, first in zip(TEXTS, found.tokens, found.first, strict=True):
             whole = rendered(loaded, "user", REQUEST, "assistant", text, answer=False)
             assert list(tokens) == whole[: len(tokens)] and whole[len(tokens)] == end_of_turn(loaded.tokenizer)
             assert first == {"response": asked, "text": 1, "last": len(tokens) - 1}[fit_on]
-    plain = encode_fit_texts(loaded, TEXTS, Form(fit_on="last"))
+    plain = encode_fit_texts(loaded, texts("fit"), Form(fit_on="last"))
     assert plain.first == tuple(len(tokens) - 1 for tokens in plain.tokens)
 
 
@@ -86,9 +92,9 @@ def test_means_are_of_the_measured_tokens(models):
     loaded = models["qwen3"]
     stack = BlockStack(loaded.model)
     for fit_on in ("response", "text", "last"):
-        texts = encode_fit_texts(loaded, TEXTS, Form("chat", fit_on=fit_on))
-        means, norms = text_means(stack, texts, "resid_pre")
-        for i, (tokens, first) in enumerate(zip(texts.tokens, texts.first, strict=True)):
+        fitted = encode_fit_texts(loaded, texts("fit"), Form("chat", fit_on=fit_on))
+        means, norms = text_means(stack, fitted, "resid_pre")
+        for i, (tokens, first) in enumerate(zip(fitted.tokens, fitted.first, strict=True)):
             with torch.no_grad():
                 states = loaded.model(torch.tensor([tokens]), output_hidden_states=True, use_cache=False).hidden_states
             expected = torch.stack(states[: stack.n_layers])[:, 0, first:]

@@ -23,6 +23,7 @@ from emo_mlflow.models.tokens import encode, encode_fit_texts
 from emo_mlflow.models.weights import INDEX, SINGLE, weight_files
 from emo_mlflow.serving.steered_model import base_files
 from emo_mlflow.settings.templates import Form
+from emo_mlflow.types import Prompt
 
 CPU = torch.device("cpu")
 
@@ -191,7 +192,7 @@ def test_texts_past_the_context_are_refused_everywhere(family, tmp_path):
         lambda: text_means(stack, whole([over]), "resid_pre"),
         lambda: token_states(stack, [over], [[3]], "resid_pre"),
         lambda: head_states(stack, whole([over]), 1),
-        lambda: encode_fit_texts(loaded, ["a" * CONTEXT], Form()),
+        lambda: encode_fit_texts(loaded, [Prompt("a" * CONTEXT, "joy", "fit")], Form()),
     ):
         with pytest.raises(UserError, match="more than the model's context of 128"):
             use()

@@ -29,6 +29,15 @@ def test_the_engine_benchmark_runs():
 
 
 @pytest.mark.slow
+def test_bands_are_measured_beside_single_edits():
+    """Guards: a benchmark that nobody has run since the engine changed."""
+    words = [sys.executable, BENCH / "engine.py", "--quick", "--scopes", "generated", "--bands", "1"]
+    ran = subprocess.run(words, capture_output=True, text=True, timeout=300)
+    assert ran.returncode == 0, ran.stderr
+    assert "a band of 3 takes" in ran.stdout and "layers edited: 3" in ran.stdout
+
+
+@pytest.mark.slow
 def test_the_designs_of_a_study_are_compared():
     """Every row is there, no error is above what is promised by more than chance, and that two kinds of designs are invalid shows."""
     ran = subprocess.run(

@@ -69,6 +69,9 @@ def test_what_people_have(tmp_path):
         ("a.jsonl", '{"positive": "x", "negative": 3}', "", "line 1: negative is 3"),
         ("a.jsonl", '{"positive": "x", "negative": "x"}', "", "positive and negative are the same text"),
         ("a.json", "{}", "", "is no list"),
+        ("a.json", '["x", {"positive": "a", "negative": "b"}]', "", "item 1 is a text among objects"),
+        ("a.json", '["x", " "]', "glad/sad", "item 2 is an empty ending"),
+        ("a.json", '[{"positive": "\\ud800", "negative": "b"}]', "", "item 1: positive holds half a character"),
         ("a.json", '["x"]', "", "say whose they are with personas="),
         ("a.json", '["x"]', "glad", "is not two personas"),
         ("a.json", '[{"positive": "x", "negative": "y"}]', "a/b", "is for a list of endings"),
@@ -175,7 +178,7 @@ def test_a_sweep_and_vectors_on_pairs(place, tmp_path, monkeypatch):
     assert plan.config.emotions == ("gratitude",) and plan.inputs.prompts.compared_with == "the other side of each pair, 14 pairs"
     assert all(prompt.emotion == "neutral" for prompt in plan.inputs.prompts.test)
     fit = plan.inputs.prompts.fit
-    tokens = encode_fit_texts(plan.loaded, [prompt.text for prompt in fit], form_of(plan.config)).tokens
+    tokens = encode_fit_texts(plan.loaded, fit, form_of(plan.config)).tokens
     streams = []
     for ids in tokens:
         states = plan.loaded.model(input_ids=torch.tensor([list(ids)]), output_hidden_states=True, use_cache=False).hidden_states

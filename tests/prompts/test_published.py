@@ -18,7 +18,7 @@ WORDS = [("I am, so glad", "joy"), ("Leave me alone", "anger"), ("It rained", "n
 
 
 def pairs(path: Path, *layout: str) -> list[tuple[str, str]]:
-    return [(text, emotion) for text, emotion, _ in read_rows(path, Layout(*layout))]
+    return [row[:2] for row in read_rows(path, Layout(*layout))]
 
 
 def write(path: Path, text: str, encoding: str = "utf-8") -> Path:

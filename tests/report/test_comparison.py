@@ -15,7 +15,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from PIL import Image
-from synthetic import as_source, synthetic_sweep
+from synthetic import as_source, synthetic_sweep, with_combination
 
 from emo_mlflow.common.csv_files import without_formulas
 from emo_mlflow.comparison import Comparison, Note, compare_sweeps
@@ -133,6 +133,35 @@ def words(options: dict[str, object], language: str = "en", folder: Path | None 
     if folder is not None:
         write_comparison(found, folder, language)
     return " ".join(answer(found, texts(language)))
+
+
+@pytest.mark.parametrize(
+    ("bonus", "english", "japanese"),
+    [
+        (0.4, "together they bring it higher than the sum of the two", "和より高くなる"),
+        (-0.4, "together they bring it lower than the sum of the two", "和より低くなる"),
+        (0.0, "that they do more or less together than the sum of the two is not shown", "和と異なることは示されていない"),
+    ],
+)
+def test_two_directions_together_are_said_to_do_what_the_test_shows(bonus, english, japanese) -> None:
+    """Its figures are the table's; without a combination there is no sentence."""
+    found = compare_sweeps([with_combination((1.0, 0.5), bonus)], n_bootstrap=50)
+    row = found.tables["interactions"].set_index("metric").loc["goemotions.gratitude"]
+    said = [text for text in answer(found, texts("en")) if "alone changes" in text]
+    assert [text.split(" alone changes ")[1].split()[0] for text in said] == ["goemotions.gratitude", "goemotions.anger"]
+    assert english in said[0] and f"gratitude alone changes goemotions.gratitude by {row['effect_first']:+.2f}, anger alone" in said[0]
+    assert f"beyond the sum {row['interaction']:+.2f}" in said[0] and f"p = {row['p_holm']:.3f}" in said[0] and "largest of 1 conditions" in said[0]
+    assert "is not shown" in said[1]
+    assert any(japanese in text and "gratitude" in text for text in answer(found, texts("ja")))
+    assert "alone changes" not in words({})
+
+
+def test_nothing_is_said_of_what_directions_do_together_where_they_do_nothing() -> None:
+    found = compare_sweeps([with_combination((1.0, 1.0), 0.4)], n_bootstrap=50)
+    table = found.tables["interactions"]
+    small = table.assign(**{name: 0.001 for name in ("effect_first", "effect_second", "effect_both")})
+    text = " ".join(answer(replace(found, tables={**found.tables, "interactions": small}), texts("en")))
+    assert "none of them changes it by 0.02 or more" in text and "higher than the sum" not in text
 
 
 def test_the_answer_says_what_was_found(tmp_path: Path) -> None:

@@ -84,6 +84,15 @@ def test_emotions_that_only_some_have_are_said_not_to_hold_in_all():
     assert any("anger was not tested in m1" in note for note in found.notes)
 
 
+def test_two_spellings_of_an_emotion_are_one():
+    first, second = (past_study(f"m{i}", STRONG, seed=i, n=30) for i in range(2))
+    places = [{**place, "emotion": place["emotion"].upper()} for place in second.design["places"]]
+    spelt = {name: getattr(second, name).assign(emotion=lambda table: table["emotion"].str.upper()) for name in ("verdicts", "damage")}
+    found = across_models([first, replace(second, design={**second.design, "places": places}, **spelt)])
+    assert found.notes == across_models([first, second]).notes
+    pd.testing.assert_frame_equal(found.tables["together"], across_models([first, second]).tables["together"])
+
+
 def test_studies_that_cannot_be_put_together_are_refused():
     one, two = (past_study(f"m{i}", STRONG, seed=i, n=8) for i in range(2))
     scored = replace(two, facts={**two.facts, "scorer_fingerprints": {"hub": "x"}})

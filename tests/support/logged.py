@@ -11,7 +11,7 @@ from emo_mlflow import load_sweep
 from emo_mlflow.tracking.record import CHILD_PARAMS
 from emo_mlflow.tracking.upload import CONDITION
 
-N_FILES = 15
+N_FILES, N_FOR_PAPERS = 15, 6  # the second: SVG and PDF of three figures, which sweeps of this process leave out (conftest)
 
 
 def check_logged_once(uri: str, run_id: str) -> None:
@@ -36,5 +36,5 @@ def check_logged_once(uri: str, run_id: str) -> None:
         steps = Counter(metric.step for metric in client.get_metric_history(run_id, name))
         assert set(steps.values()) == {1}, name
     files = [file for folder in ("", "figures") for file in client.list_artifacts(run_id, folder or None) if not file.is_dir]
-    assert len(files) == N_FILES and all(file.file_size for file in files)
+    assert len(files) in (N_FILES, N_FILES + N_FOR_PAPERS) and all(file.file_size for file in files)
     assert len(sweep.completions) == sweep.facts["n_cells"]

@@ -49,14 +49,14 @@ def plain_logits(model: PreTrainedModel, tokens: Tokens, patches: Sequence[Patch
         def edit(hidden: Tensor) -> Tensor:
             hidden = hidden.clone()
             for row, patch in enumerate(patches):
-                if patch is not None and patch.boundary == boundary:
-                    for position in range(1, len(tokens)):
-                        hidden[row, position] = edited_residual(patch, hidden[row, position].clone(), 0)
+                for each in () if patch is None else (patch, *patch.then):
+                    for position in range(1, len(tokens)) if each.boundary == boundary else ():
+                        hidden[row, position] = edited_residual(each, hidden[row, position].clone(), 0)
             return hidden
 
         return edit
 
-    handles = [hook_boundary(model, boundary, edit_at(boundary)) for boundary in {p.boundary for p in patches if p}]
+    handles = [hook_boundary(model, boundary, edit_at(boundary)) for boundary in {each.boundary for p in patches if p for each in (p, *p.then)}]
     try:
         return model(input_ids=torch.tensor([tokens] * len(patches)), use_cache=False).logits.float()
     finally:

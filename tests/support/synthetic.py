@@ -16,7 +16,7 @@ import pyarrow as pa
 from emo_mlflow.comparison import Source
 from emo_mlflow.settings.sweep import make_config
 from emo_mlflow.statistics.effects import condition_effects
-from emo_mlflow.sweeping.results import SweepResult
+from emo_mlflow.sweeping.results import SweepResult, condition_of
 from emo_mlflow.sweeping.schemas import COMPLETIONS, FLUENCY, KEYS, SCORES
 from emo_mlflow.sweeping.swept import SweptDirections
 from emo_mlflow.sweeping.tables import condition_rows
@@ -73,7 +73,7 @@ def synthetic_sweep(
     config = asked.resolved(tuple(emotions), n_layers)
     prompts = [Prompt(f"The {i}th train leaves at noon", "neutral", "test") for i in range(n_prompts)]
     prompt_table = pd.DataFrame(
-        [(p.prompt_id, p.emotion, p.text) for p in prompts], columns=["prompt_id", "emotion", "text"]
+        [(p.prompt_id, p.emotion, p.text, None) for p in prompts], columns=["prompt_id", "emotion", "text", "before"]
     )
     conditions = list(_conditions(config.layers, alphas, emotions, n_random, scope))
     scores, completions = _cells(rng, conditions, prompts, samples, n_layers, effect)
@@ -175,3 +175,30 @@ def _cells(rng, conditions, prompts, samples, n_layers, effect):  # type: ignore
     scores = pd.DataFrame(rows, columns=[*KEYS, *METRICS]).astype(dict.fromkeys(METRICS, np.float32))
     frame = pd.DataFrame(texts, columns=COMPLETIONS.names)
     return scores, pa.Table.from_pandas(frame, COMPLETIONS.schema(COMPLETIONS.names), preserve_index=False).to_pandas()
+
+
+def with_combination(shares: tuple[float, float], bonus: float) -> Source:
+    """A sweep to which a combination of gratitude and anger at layer 2 is added that does the sum, and `bonus` to gratitude's label."""
+    source = as_source(synthetic_sweep("model-a", alphas=(1.0, 2.0), n_prompts=24, n_random=0))
+    table = source.conditions
+    at = table[(table["kind"] == "emotion") & (table["layer"] == 2)].set_index(["emotion", "alpha"])["condition_id"]
+    alone = [at["gratitude", 2.0 * shares[0]], at["anger", 2.0 * shares[1]]]
+    baseline = table.loc[table["kind"] == "baseline", "condition_id"].iloc[0]
+    pattern = table[table["condition_id"] == at["gratitude", 2.0]].iloc[0]
+    edits = f"gratitude@2*{shares[0]:g};anger@2*{shares[1]:g}"
+    condition = replace(condition_of(pattern.to_dict()), emotion="both", edits=edits)
+    row = pattern.to_dict() | asdict(condition) | {"condition_id": condition.condition_id}
+    scores = source.scores.set_index(["prompt_id", "sample"])
+    metrics = [name for name in scores.columns if name != "condition_id"]
+    by_id = {name: scores[scores["condition_id"] == name][metrics] for name in (baseline, *alone)}
+    added = by_id[alone[0]] + by_id[alone[1]] - by_id[baseline]
+    rng = np.random.default_rng(0)
+    added["goemotions.gratitude"] += (bonus + 0.05 * rng.normal(size=len(added))).astype(np.float32)
+    more = added.reset_index().assign(condition_id=condition.condition_id)
+    texts = source.completions[source.completions["condition_id"] == alone[0]].assign(condition_id=condition.condition_id)
+    return replace(
+        source,
+        conditions=pd.concat([table, pd.DataFrame([row])[list(table.columns)]], ignore_index=True),
+        scores=pd.concat([source.scores, more[list(source.scores.columns)]], ignore_index=True),
+        completions=pd.concat([source.completions, texts], ignore_index=True),
+    )

@@ -159,6 +159,10 @@ def test_a_sweep_and_its_comparison(place, tmp_path, monkeypatch):
         assert done.exit_code == 0, done.output
 
 
+HALF = '{"anger": "\\ud800"}'
+TWICE = '{"anger": "be angry", "anger": "be furious"}'  # of which json keeps the last
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [
@@ -170,12 +174,15 @@ def test_a_sweep_and_its_comparison(place, tmp_path, monkeypatch):
         ({"instructions": "empty.json"}, "must be a text for each emotion"),
         ({"instructions": "other.json"}, "has one for 'joy', which is not swept: there are gratitude, anger"),
         ({"instructions": "broken.json"}, "is no JSON"),
+        ({"instructions": "half.json"}, "the one for 'anger' holds half a character"),
+        ({"instructions": "twice.json"}, "names an emotion twice"),
         ({"shots": "7"}, "shots=7 is more than the 6 texts of 'gratitude'"),
     ],
 )
 def test_mistakes_are_said_before_the_model_is_loaded(given, said, place, monkeypatch):
     monkeypatch.chdir(place)
-    for name, text in {"list": "[1]", "empty": '{"anger": " "}', "other": '{"joy": "be glad"}', "broken": "{"}.items():
+    files = {"list": "[1]", "empty": '{"anger": " "}', "other": '{"joy": "be glad"}', "broken": "{", "half": HALF, "twice": TWICE}
+    for name, text in files.items():
         (place / f"{name}.json").write_text(text)
     settings = {"model": "model", "dataset": "data.jsonl", "scorers": "scorer", "device": "cpu", "arms": "direction,instruction,examples"}
     with pytest.raises(UserError) as error:

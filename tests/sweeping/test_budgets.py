@@ -54,6 +54,26 @@ def test_a_condition_does_the_damage_that_its_alpha_says(place):
     assert all(len(doses) == 1 for doses in shared.values()) and len(set.union(*shared.values())) == 1 + 2 * 2 * 2
 
 
+@pytest.mark.parametrize("operation", ["add", "add_keep_norm"])
+def test_several_edits_meet_a_budget_together(place, tmp_path, operation):
+    """By one factor of all of them, measured by a plain forward pass; their weights, and random controls, are what they are otherwise."""
+    write_texts(tmp_path, ("joy", "fear", "neutral"), 6)
+    several = {"dataset": str(tmp_path / "data.jsonl"), "layers": "1+2", "combine": "joy:2+fear:-0.5"}
+    plan = plan_of(place, alpha_unit="kl", alphas="0.1,-0.05", scope="generated", operation=operation, **several)
+    texts = passage_tokens(plan.loaded, prepend_bos=True)[:N_PASSAGES]
+    assert {len(condition.every_edit) for condition in plan.conditions[1:]} == {2, 4}
+    for condition in plan.conditions[1:]:
+        dose = plan.swept.dose(condition.condition_id)
+        patch = intervention(plan.swept, condition, plan.config)
+        factors = {np.float32(dose * edit.weight) for edit in condition.every_edit}
+        assert {edit.alpha_by_step[0] for edit in (patch, *patch.then)} == factors and np.sign(dose) == np.sign(condition.alpha)
+        clean = [plain_logits(plan.loaded.model, tokens, [None])[0] for tokens in texts]
+        edited = [plain_logits(plan.loaded.model, tokens, [patch])[0] for tokens in texts]
+        logs = [[x[1:-1].double().log_softmax(-1) for x in pair] for pair in zip(clean, edited, strict=True)]
+        kl = torch.cat([(before.exp() * (before - after)).sum(-1) for before, after in logs]).mean()
+        assert float(kl) == pytest.approx(abs(condition.alpha), rel=TOLERANCE + 1e-3, abs=1e-6)
+
+
 def test_the_dose_is_in_the_table_and_is_what_was_injected(place):
     """A sweep in the unit of the direction with that strength writes the same texts."""
     result = run(plan_of(place, alpha_unit="kl", alphas="0.2", layers="1"), [], lambda pack: None, lambda *args: None)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
+import torch
 from chat_models import save_chat
 from click.testing import CliRunner
 from mlflow import MlflowClient
@@ -18,6 +21,7 @@ from tiny_scorers import write_scorer
 
 from emo_mlflow import load_sweep
 from emo_mlflow.cli.main import main
+from emo_mlflow.models import loading
 from emo_mlflow.models.chat import REQUEST
 from emo_mlflow.scoring.cards import Head
 from emo_mlflow.serving.steered_model import SETTINGS, GenerationDefaults, Settings, load_steered, save_steered
@@ -28,6 +32,7 @@ from emo_mlflow.types import digest
 
 WORDS = {"gratitude": "you and the", "anger": "ring thin hour", "neutral": "stone brick road"}
 SYSTEM = "You are the one."
+STRICT = ("--template", "chat", "--model", "strict")
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +69,107 @@ def test_a_chat_is_steered_exactly(place, scope, fit_on):
     found = run_packed(plan.stack, rows, decoding)
     for row in rows:
         assert_same_or_tied(plan.stack, row, found[row.cell.condition_id], decoding)
+
+
+def write_conversations(place: Path) -> Path:
+    """Fitted: answers to a question behind a system turn. Continued: the third turn, alone or behind a system turn of its own."""
+    own = {"role": "system", "content": "the ring"}
+    table = [
+        {"emotion": emotion, "messages": [own, {"role": "user", "content": f"stone {i}"}, {"role": "assistant", "content": f"{words} {i}"}]}
+        for emotion, words in WORDS.items()
+        for i in range(4)
+    ]
+    for i in range(3):
+        said = [("user", f"road {i}"), ("assistant", "brick"), ("user", f"you {i}")]
+        messages = [{"role": role, "content": content} for role, content in said]
+        table.append({"emotion": "neutral", "messages": [own, *messages] if i else messages})
+    path = place / "conversations.jsonl"
+    path.write_text("\n".join(map(json.dumps, table)))
+    return path
+
+
+@pytest.mark.parametrize("system", ["", SYSTEM])
+def test_conversations_are_continued_and_fitted_on_as_the_template_has_them(place, system):
+    """Prompts are the template's own tokens; directions are means over the last turn's tokens, from a plain forward pass; texts are exact."""
+    path = write_conversations(place)
+    plan = plan_of(place, template="chat", dataset=str(path), system=system, alphas="8", layers="2")
+    loaded, data = plan.loaded, [json.loads(line) for line in path.read_text().splitlines()]
+
+    def rendered(messages: list[dict[str, str]]) -> list[int]:
+        own = messages[0]["content"] if messages[0]["role"] == "system" else ""
+        first = [{"role": "system", "content": "\n\n".join(filter(None, (own, system)))}] if own or system else []
+        messages = [*first, *[turn for turn in messages if turn["role"] != "system"]]
+        return loaded.tokenizer.apply_chat_template(messages, add_generation_prompt=True, enable_thinking=False, return_dict=False)
+
+    expected = [rendered(row["messages"]) for row in data[12:]]
+    assert sorted(map(list, plan.tokens.values())) == sorted(expected) and len(plan.tokens) == 3
+    means: dict[str, list[np.ndarray]] = {}
+    for row in data[:12]:
+        *before, last = row["messages"]
+        asked, answer = rendered(before), loaded.tokenizer(last["content"], add_special_tokens=False)["input_ids"]
+        with torch.no_grad():
+            states = loaded.model(torch.tensor([asked + answer]), output_hidden_states=True, use_cache=False).hidden_states
+        means.setdefault(row["emotion"], []).append(states[2][0, len(asked) :].mean(dim=0).numpy())
+    for emotion in ("gratitude", "anger"):
+        difference = np.mean(means[emotion], axis=0) - np.mean(means["neutral"], axis=0)
+        np.testing.assert_allclose(plan.swept.fit.directions[emotion].vectors[2], difference, rtol=1e-3, atol=1e-5)
+    decoding = plan.engine.decoding
+    rows = [plan.row(cell) for cell in plan.cells() if cell.prompt_id == next(iter(plan.tokens))]
+    found = run_packed(plan.stack, rows, decoding)
+    for row in rows:
+        assert_same_or_tied(plan.stack, row, found[row.cell.condition_id], decoding)
+
+
+def test_a_sweep_of_conversations_keeps_them(here):
+    """Its table of prompts says every turn, also when it is read again; an instruction follows in a conversation's own system turn."""
+    path = write_conversations(here)
+    result = invoke("sweep", "--model", "model", "--dataset", path.name, "--device", "cpu", *SHORT, "--layers", "1", "--num-random", "0",
+                    "--template", "chat", "--arms", "direction,instruction")  # fmt: skip
+    assert result.exit_code == 0, (result.output, result.exception)
+    sweep = load_sweep(next(line.split()[1] for line in result.output.splitlines() if line.startswith("Run ")))
+    data = [json.loads(line)["messages"] for line in path.read_text().splitlines()][12:]
+    found = {(row["text"], row["before"]) for row in sweep.prompts.to_dict("records")}
+    assert found == {(said[-1]["content"], json.dumps([[turn["role"], turn["content"]] for turn in said[:-1]])) for said in data}
+    plan = plan_of(here, template="chat", dataset=str(path), arms="direction,instruction")
+    condition = next(condition for condition in plan.conditions if condition.kind == "instruction")
+    texts = [plan.loaded.tokenizer.decode(ids) for ids in plan.fronted[condition.condition_id].values()]
+    assert sum(f"the ring\n\n{condition.front}" in text for text in texts) == 2 and all(condition.front in text for text in texts)
+
+
+@pytest.mark.parametrize(
+    ("more", "messages", "message"),
+    [
+        (("--template", "none"), None, "template=none reads texts alone: give template=chat"),
+        (STRICT, None, "conversation that ends with .* refuses a system turn .*System role not supported"),
+        (STRICT, ("user", "user"), "conversation that ends with 'turn 1': .* refuses turns of user, user .*must alternate"),
+        (STRICT, ("assistant", "user"), "refuses turns of assistant, user"),
+    ],
+)
+@pytest.mark.parametrize("command", ["sweep", "heads", "study", "vectors"])
+def test_conversations_that_cannot_be_are_a_line_before_the_weights(here, tmp_path, monkeypatch, command, more, messages, message):
+    monkeypatch.setattr(loading, "_load_model", lambda *args: 1 / 0)
+    table = [json.loads(line) for line in write_conversations(here).read_text().splitlines()]
+    if messages is not None:
+        odd = [{"role": role, "content": f"turn {i}"} for i, role in enumerate(messages)]
+        table = [row | {"messages": [turn for turn in row["messages"] if turn["role"] != "system"]} for row in table]
+        table += [{"emotion": "neutral", "messages": odd + ([{"role": "assistant", "content": "turn 2"}] if command == "vectors" else [])}]
+    for i in range(4):  # a study needs more prompts
+        table.append({"emotion": "neutral", "messages": [{"role": "user", "content": f"brick {i}"}]})
+    (tmp_path / "odd.jsonl").write_text("\n".join(map(json.dumps, table)))
+    words = ("--components", "2") if command == "vectors" else ("--scorers", "scorer", "--max-samples", "30")
+    words += ("--controls", "isotropic") if command == "study" else ()
+    result = invoke(command, "--model", "model", "--device", "cpu", "--dataset", str(tmp_path / "odd.jsonl"), *words, *more)
+    said = message.replace("turn 1", "turn 2") if command == "vectors" else message
+    assert result.exit_code == 2 and re.search(said, result.output), (result.output, result.exception)
+    assert isinstance(result.exception, SystemExit) and result.output.count("Error:") == 1
+
+
+def test_an_alignment_and_a_restored_head_need_texts(here, tmp_path):
+    path = write_conversations(here)
+    result = invoke("align", "--model-a", "model", "--model-b", "model", "--dataset", path.name, "--device", "cpu", "--k-max", "1")
+    assert result.exit_code == 2 and "an alignment reads texts as they are" in result.output, (result.output, result.exception)
+    heads = invoke("heads", "--model", "model", "--dataset", path.name, "--device", "cpu", "--operation", "restore", "--scorers", "scorer")
+    assert heads.exit_code == 2 and "continues texts of each emotion" in heads.output, (heads.output, heads.exception)
 
 
 def test_chat_and_text_are_different_work_under_the_same_conditions(place):

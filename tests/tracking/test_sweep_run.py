@@ -221,8 +221,11 @@ def test_the_run_that_mlflow_run_made_is_used(store, monkeypatch):
         run.log(result)
     assert run.run_id == made.info.run_id
     found = client.get_run(run.run_id)
-    assert "gratitude: raised" in found.data.tags["mlflow.note.content"]
-    assert found.info.run_name == f"sweep {result.config.model}, generated"
+    note = found.data.tags["mlflow.note.content"]
+    assert note.startswith("- gratitude: +") and "\n---\n\n- gratitude: raised" in note
+    answers = {key: text for key, text in found.data.tags.items() if key.startswith("emo.answer.")}
+    assert list(answers) == [f"emo.answer.{name}" for name in result.config.emotions] and all(" broken, L" in text for text in answers.values())
+    assert found.info.run_name == f"{result.config.model} sweep"
     assert found.data.tags["emo.kind"] == "sweep" and found.data.params["config.model"] == result.config.model
     mark_failed("no such model", store)
     assert client.get_run(run.run_id).data.tags["emo.failure"] == "no such model"
