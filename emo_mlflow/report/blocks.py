@@ -13,6 +13,7 @@ from pathlib import Path
 from emo_mlflow.common.names import one_line
 
 # What Markdown and HTML could read as markup inside a line or a table's cell; underscores within words are none.
+BETWEEN_LISTS = "\n\n---\n\n"
 MARKUP = re.compile(r"[\\`*\[\]|$~]|(?<!\w)_|_(?!\w)")
 ENTITIES = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;"})
 # What starts a heading, a list or a rule at the start of a line.
@@ -69,7 +70,7 @@ def to_markdown(blocks: Sequence[Block]) -> str:
 
 def bullet_lists(*lists: Iterable[str]) -> str:
     """Lists as Markdown, with a line between them: Markdown would join them."""
-    return "\n\n---\n\n".join("\n".join(f"- {escape(text)}" for text in items) for items in lists)
+    return BETWEEN_LISTS.join("\n".join(f"- {escape(text)}" for text in items) for items in lists)
 
 
 def escape(text: str) -> str:

@@ -270,6 +270,8 @@ def make_config(profile: str = DEFAULT, given: Mapping[str, str | None] | None =
         raise UserError(f"pairs={settings.pairs} are to fit on, and directions={settings.directions} is fitted already: give one of them")
     if settings.instructions and "instruction" not in settings.arms:
         raise UserError(f"instructions={settings.instructions!r} needs arms=direction,instruction")
+    if str(settings.shots) != table_of(SweepSettings)["shots"].default and "examples" not in settings.arms:
+        raise UserError(f"shots={settings.shots} needs arms=direction,examples")
     check_form(settings)
     return settings
 

@@ -16,7 +16,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 
 from emo_mlflow.common.columns import read_parquet
 from emo_mlflow.errors import UserError, reason_of
-from emo_mlflow.report.blocks import plain
+from emo_mlflow.report.blocks import BETWEEN_LISTS, plain
 from emo_mlflow.tracking.lifecycle import KIND
 from emo_mlflow.tracking.store import fetch
 
@@ -70,8 +70,9 @@ class LoggedRun:
 
     @property
     def answer(self) -> tuple[str, ...]:
-        """What it found, in sentences: the description on the run's page."""
-        return tuple(plain(line) for line in self.run.data.tags.get(MLFLOW_RUN_NOTE, "").splitlines() if line.strip())
+        """What it found, in sentences, as in the description on the run's page."""
+        sentences = self.run.data.tags.get(MLFLOW_RUN_NOTE, "").split(BETWEEN_LISTS)[-1]
+        return tuple(plain(line) for line in sentences.splitlines() if line.strip())
 
     @property
     def tables(self) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from mlflow import MlflowClient, get_tracking_uri, is_tracking_uri_set, set_tracking_uri
 from mlflow.artifacts import download_artifacts
+from mlflow.tracking.registry import UnsupportedModelRegistryStoreURIException
 
 from emo_mlflow.common.deadline import within
 from emo_mlflow.errors import UserError
@@ -25,12 +26,16 @@ PROGRESS_BAR = "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"
 
 
 def check_store(tracking_uri: str | None) -> None:
-    """Asks a tracking server whether it is there, within ten seconds.
+    """Whether MLflow has such a kind of store, and whether a tracking server is there, which it is asked for ten seconds at most.
 
     Raises:
-        UserError: if it is not; MLflow's own retries would take minutes to say so.
+        UserError: if not; MLflow's own retries would take minutes to say so.
     """
     uri = tracking_uri or get_tracking_uri()
+    try:
+        MlflowClient(uri)
+    except UnsupportedModelRegistryStoreURIException:
+        raise UserError(f"the tracking store {shown(uri)} is of no kind that MLflow knows: give http://... or sqlite:///mlflow.db") from None
     if not uri.startswith(("http://", "https://")):
         return
     try:

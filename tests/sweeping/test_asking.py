@@ -169,6 +169,7 @@ TWICE = '{"anger": "be angry", "anger": "be furious"}'  # of which json keeps th
         ({"arms": "instruction"}, "arms='instruction' has nothing to compare instruction with: give direction,instruction"),
         ({"arms": "direction,prompting"}, "arms='direction,prompting' is not one of direction, instruction, examples"),
         ({"arms": "direction", "instructions": "own.json"}, "needs arms=direction,instruction"),
+        ({"arms": "direction,instruction", "shots": "2"}, "shots=2 needs arms=direction,examples"),
         ({"instructions": "nowhere.json"}, "instructions='nowhere.json' does not exist"),
         ({"instructions": "list.json"}, "must be a text for each emotion"),
         ({"instructions": "empty.json"}, "must be a text for each emotion"),

@@ -292,6 +292,11 @@ def test_a_server_whose_name_never_resolves_is_an_error_too(monkeypatch):
     assert time.monotonic() - start < 1.5
 
 
+def test_a_store_of_no_known_kind_is_refused_before_the_model_is_loaded():
+    with pytest.raises(UserError, match=r"the tracking store foo://x is of no kind that MLflow knows: give http://"):
+        check_store("foo://x")
+
+
 def test_examples_open_in_mlflows_table_viewer(store):
     run_id = logged(store, synthetic_sweep(n_prompts=4, n_layers=2))
     client = MlflowClient(store)
