@@ -57,7 +57,7 @@ class Work:
     def __init__(self, plan: Plan, folder: Path | None) -> None:
         self.plan = plan
         self.temporary = None if folder else TemporaryDirectory(prefix="emo-")
-        self.folder = folder or Path(self.temporary.name)
+        self.folder = Path(self.temporary.name) if self.temporary else Path(folder or "")
         self.n_failed = 0
         self.n_patched: dict[str, int] = {}
         self._scoring = plan.scoring()
@@ -179,7 +179,7 @@ def with_broken(texts: pd.DataFrame) -> pd.DataFrame:
 
 def text_keys(texts: pd.DataFrame) -> Keys:
     """Equal for equal texts that continue one prompt."""
-    return pd.util.hash_pandas_object(texts[["prompt_id", "completion", "n_tokens"]], index=False).to_numpy()
+    return pd.util.hash_pandas_object(texts[["prompt_id", "completion", "n_tokens"]], index=False).to_numpy(np.uint64)
 
 
 class FirstLikelihoods:
