@@ -179,7 +179,7 @@ def with_broken(texts: pd.DataFrame) -> pd.DataFrame:
 
 def text_keys(texts: pd.DataFrame) -> Keys:
     """Equal for equal texts that continue one prompt."""
-    return pd.util.hash_pandas_object(texts[["prompt_id", "completion", "n_tokens"]], index=False).to_numpy(np.uint64)
+    return np.asarray(pd.util.hash_pandas_object(texts[["prompt_id", "completion", "n_tokens"]], index=False), np.uint64)
 
 
 class FirstLikelihoods:
