@@ -182,12 +182,14 @@ def write_report(result: SweepResult, folder: Path) -> None:
     MLflow's viewer shows no picture that a Markdown file refers to.
     """
     found = findings(result)
-    save(heat_maps(result), folder / "figures" / "layers.png")
-    save(against_random(found), folder / "figures" / "against_random.png")
-    save(effect_against_price(result), folder / "figures" / "price.png")
+    figures = {"layers": heat_maps(result), "against_random": against_random(found)}
+    if any(item.price for item in found):
+        figures["price"] = effect_against_price(result)
+    for name, figure in figures.items():
+        save(figure, folder / "figures" / f"{name}.png")
     examples = example_table(result, found)
     write_examples(examples, folder)
-    blocks = _blocks(result, found, examples)
+    blocks = _blocks(result, found, examples, list(figures))
     (folder / "report.md").write_text(to_markdown(blocks), encoding="utf-8")
     (folder / "report.html").write_text(to_html(blocks, folder, "en"), encoding="utf-8")
 
@@ -205,7 +207,7 @@ def _example(row: Mapping[Any, Any]) -> tuple[str, ...]:
     return row["emotion"], row["prompt"], row["baseline"], row["patched"], f"{row['score baseline']:.2f} to {row['score patched']:.2f}"
 
 
-def _blocks(result: SweepResult, found: Sequence[Finding], examples: pd.DataFrame) -> list[Block]:
+def _blocks(result: SweepResult, found: Sequence[Finding], examples: pd.DataFrame, figures: Sequence[str]) -> list[Block]:
     shown = examples.groupby("emotion", sort=False).head(IN_REPORT).to_dict("records")
     texts = [_example(row) for row in shown]
     versions = ", ".join(f"{name} {version}" for name, version in result.facts["versions"].items())
@@ -219,7 +221,8 @@ def _blocks(result: SweepResult, found: Sequence[Finding], examples: pd.DataFram
         ),
         *agreement_paragraphs(result.facts, {item.metric for item in found}),
         Heading("Figures"),
-        *(Picture(f"figures/{name}.png", caption) for name, caption in FIGURES.items()),
+        *(Picture(f"figures/{name}.png", FIGURES[name]) for name in figures),
+        *([] if "price" in figures else [Paragraph("Without likelihoods (likelihoods=none), what an effect costs is not known.")]),
         Heading("Texts"),
         Table(("emotion", "prompt", "baseline", "patched", "score"), texts),
         Paragraph("More in examples.html; all in completions.parquet."),

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 from synthetic import synthetic_sweep
 
-from emo_mlflow.report.sweep import summary_lines, verdicts
+from emo_mlflow.report.sweep import summary_lines, verdicts, write_report
+from emo_mlflow.sweeping.schemas import FLUENCY
 from emo_mlflow.tracking.record import sweep_record
 
 
@@ -50,3 +51,14 @@ def test_a_runs_numbers_say_what_its_description_says():
     assert (best["diff"], best["layer"], best["alpha"]) == (row["mean_diff"], row["layer"], row["alpha"])
     assert f"layer {row['layer']}" in record.note and f"{best['diff']:+.2f}" in record.note
     assert all(record.params.values()) and min(metrics).startswith("best.")
+
+
+def test_without_likelihoods_the_report_says_that_the_price_is_not_known(tmp_path):
+    """Guards against likelihoods=none ending in KeyError: 'fluency.broken' when everything is computed."""
+    result = synthetic_sweep(emotions=("anger",), alphas=(1.0,))
+    known = ~result.effects["metric"].isin([FLUENCY[name] for name in ("broken", "nll")])
+    numbers = result.effects.columns.drop(["condition_id", "metric", "n"])
+    write_report(replace(result, effects=result.effects.assign(**{name: result.effects[name].where(known) for name in numbers})), tmp_path)
+    assert sorted(path.name for path in (tmp_path / "figures").glob("*.png")) == ["against_random.png", "layers.png"]
+    report = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert "what an effect costs is not known" in report and "price" not in report
