@@ -32,6 +32,8 @@ def check_store(tracking_uri: str | None) -> None:
         UserError: if not; MLflow's own retries would take minutes to say so.
     """
     uri = tracking_uri or get_tracking_uri()
+    if uri.startswith(SQLITE):
+        return
     try:
         MlflowClient(uri)
     except UnsupportedModelRegistryStoreURIException:
