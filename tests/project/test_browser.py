@@ -264,6 +264,6 @@ def test_conditions_are_filtered_by_emotion_and_layer(page: Any, place: Place) -
         cell.get_by_role("button").first.click()
     page.wait_for_function("() => document.querySelectorAll('a[href*=\"/runs/\"]').length >= 4")
     names = [link.inner_text() for link in page.get_by_role("main").get_by_role("link").all() if "/runs/" in link.get_attribute("href")]
-    children = [name for name in names if not name.endswith(" sweep")]
+    children = [name for name in names if " sweep" not in name]
     assert len(children) == 2 and all(name.startswith(f"gratitude L{layer} ") for name in children)
     picture(page, "ui_filter", 420)
