@@ -12,6 +12,7 @@ from emo_mlflow import __version__
 from emo_mlflow.cli.options import GroupedCommand, parameter_options, profile_option, store_options
 from emo_mlflow.cli.tools import COMMANDS
 from emo_mlflow.commands.asked import begin
+from emo_mlflow.common.names import HALF
 from emo_mlflow.errors import UserError, reason_of
 from emo_mlflow.settings.profiles import DEFAULT, OF_HEADS, PROFILES
 from emo_mlflow.settings.tables import ALIGN, COMPARE, HEADS, PARAMETERS, STEER, STUDY, VECTORS
@@ -25,7 +26,7 @@ class Group(click.Group):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Refuses words that are no text: they would be written into reports, hours later."""
         for word in args:
-            if any("\ud800" <= character <= "\udfff" for character in word):
+            if HALF.search(word):
                 raise click.UsageError(f"{word.encode(errors='replace').decode()!r} is not UTF-8")
         return super().parse_args(ctx, args)
 

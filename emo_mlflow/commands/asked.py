@@ -23,7 +23,7 @@ def check_asked(given: Mapping[str, str | None], tracking_uri: str | None) -> No
     Raises:
         UserError: the run that `mlflow run` made, if any, says what it was.
     """
-    if (given.get("resume") or "none").strip() not in ("none", "auto"):
+    if _resumed(given):
         return
     try:
         dataset = (given.get("dataset") or "builtin").strip()
@@ -51,9 +51,14 @@ def begin(what: str, given: Mapping[str, str | None], tracking_uri: str | None, 
         UserError: as `check_asked`.
     """
     check_asked(given, tracking_uri)
-    resume = (given.get("resume") or "none").strip()
     model = (given.get("model") or given.get("model_a") or EMBEDDED).strip()
-    say(f"{what:<10} {model if resume in ('none', 'auto') else resume}: reading what it needs")
+    say(f"{what:<10} {_resumed(given) or model}: reading what it needs")
+
+
+def _resumed(given: Mapping[str, str | None]) -> str | None:
+    """The run to go on with, where one is named."""
+    run = (given.get("resume") or "none").strip()
+    return None if run in ("none", "auto") else run
 
 
 def known_depth(spec: ModelSpec) -> int | None:

@@ -16,7 +16,7 @@ from emo_mlflow.common.files import check_there
 from emo_mlflow.common.names import HALF, check_name, shown
 from emo_mlflow.errors import UserError, reason_of
 from emo_mlflow.prompts.columns import PLAIN, Layout, Placed, Record, class_names, with_columns
-from emo_mlflow.prompts.conversations import conversation
+from emo_mlflow.prompts.conversations import COLUMN, conversation
 from emo_mlflow.prompts.delimited import delimited_rows, read_text
 from emo_mlflow.types import Role, Turns
 
@@ -90,7 +90,7 @@ def _checked(place: str, record: Record) -> DatasetRow:
     emotion = check_name(unicodedata.normalize("NFC", emotion.strip()) if isinstance(emotion, str) else emotion, f"{place}: emotion")
     role = _role(place, record.get("role"))
     if "text" not in record or isinstance(record["text"], list):
-        text, before, of_turns = conversation(place, record.get("text", record.get("messages")))
+        text, before, of_turns = conversation(place, record.get("text", record.get(COLUMN)))
         if role not in (None, of_turns):
             last, wanted = ("a user's", "the assistant's") if of_turns == "test" else ("the assistant's", "a user's")
             raise UserError(f"{place}: role {role}, and the conversation ends with {last} turn: end it with {wanted}, or leave the role out")

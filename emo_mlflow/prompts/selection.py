@@ -15,7 +15,7 @@ from emo_mlflow.prompts.columns import PLAIN, Layout
 from emo_mlflow.prompts.conversations import check_texts
 from emo_mlflow.prompts.files import DatasetRow, builtin_rows, read_rows
 from emo_mlflow.prompts.pairs import prompts_of, read_pairs
-from emo_mlflow.prompts.repeats import RULE, alike, exclaimed
+from emo_mlflow.prompts.repeats import RULE, alike, exclaimed, normalised
 from emo_mlflow.types import Prompt, digest
 
 REFERENCE = "neutral"
@@ -135,8 +135,8 @@ def _on_pairs(
 ) -> PromptSet:
     """The same prompts to continue, but for those that are among the pairs, and directions fitted on the pairs."""
     fit, names, groups = prompts_of(read_pairs(file, personas, layout), emotions, file.name)
-    fitted = {alike(prompt.text, None) for prompt in fit}
-    test = [prompt for prompt in prompts.test if alike(prompt.text, None) not in fitted][:max_samples]
+    fitted = {normalised(prompt.text) for prompt in fit}
+    test = [prompt for prompt in prompts.test if normalised(prompt.text) not in fitted][:max_samples]
     if not test:
         raise UserError(f"{prompts.source} has no texts to test on that are not among the pairs of {file.name}: give others with dataset=")
     split = f"pairs of {file.name} to fit on; {prompts.split} to test on"

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from emo_mlflow.common.names import one_line
 
-# What Markdown and HTML could read as markup inside a line or a table's cell; underscores within words are none.
 BETWEEN_LISTS = "\n\n---\n\n"
+# What Markdown and HTML could read as markup inside a line or a table's cell; underscores within words are none.
 MARKUP = re.compile(r"[\\`*\[\]|$~]|(?<!\w)_|_(?!\w)")
 ENTITIES = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;"})
 # What starts a heading, a list or a rule at the start of a line.

@@ -66,14 +66,14 @@ def verdict(found: Finding) -> str:
     return f"{text}{price}."
 
 
-def verdicts(result: SweepResult) -> list[str]:
+def verdicts(result: SweepResult, found: Sequence[Finding]) -> list[str]:
     """A sentence per emotion: what its direction did at its strongest condition; then what asking for it did."""
-    return [*map(verdict, findings(result)), *asking_lines(result)]
+    return [*map(verdict, found), *asking_lines(result)]
 
 
-def note(result: SweepResult) -> str:
+def note(result: SweepResult, found: Sequence[Finding]) -> str:
     """The run's description: a line per emotion, since a page shows few before *Show more*; then the sentences."""
-    return bullet_lists(map(brief, findings(result)), verdicts(result))
+    return bullet_lists(map(brief, found), verdicts(result, found))
 
 
 def brief(found: Finding) -> str:
@@ -213,7 +213,7 @@ def _blocks(result: SweepResult, found: Sequence[Finding], examples: pd.DataFram
     versions = ", ".join(f"{name} {version}" for name, version in result.facts["versions"].items())
     return [
         Heading(f"Sweep of {short_name(result.config.model)}", 1),
-        Bullets([*map(verdict, found), *asking_lines(result)]),
+        Bullets(verdicts(result, found)),
         Paragraph(
             "Each is the condition with the largest change of that emotion's own label, of all layers and strengths that were tried, "
             "so its size is too large. p is the share of random directions, searched over the same conditions, that do as much, "

@@ -56,8 +56,11 @@ class Work:
 
     def __init__(self, plan: Plan, folder: Path | None) -> None:
         self.plan = plan
-        self.temporary = None if folder else TemporaryDirectory(prefix="emo-")
-        self.folder = Path(self.temporary.name) if self.temporary else Path(folder or "")
+        self.temporary: TemporaryDirectory[str] | None = None
+        if folder is None:
+            self.temporary = TemporaryDirectory(prefix="emo-")
+            folder = Path(self.temporary.name)
+        self.folder = folder
         self.n_failed = 0
         self.n_patched: dict[str, int] = {}
         self._scoring = plan.scoring()

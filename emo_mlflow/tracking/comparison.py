@@ -19,7 +19,7 @@ from emo_mlflow.studying.across_models import AcrossModels
 from emo_mlflow.tracking.answers import log_answers
 from emo_mlflow.tracking.lifecycle import experiment_name, run_context
 from emo_mlflow.tracking.study import STUDY
-from emo_mlflow.tracking.values import log_values, metric_name
+from emo_mlflow.tracking.values import log_values
 
 
 @dataclass(frozen=True)
@@ -59,9 +59,9 @@ class ComparisonRun:
         self.client.log_artifacts(self.run_id, str(folder))
         metrics = [(name, value, 0) for name, value in found.metrics.items()]
         log_values(self.client, self.run_id, params={"compared.phase": STUDY}, metrics=metrics)
-        for row in records(found.tables["together"]):
-            self.client.set_tag(self.run_id, metric_name(f"emo.verdict.{row['emotion']}"), standing(row, len(found.studies)))
-        log_answers(self.client, self.run_id, {row["emotion"]: standing(row, len(found.studies)) for row in records(found.tables["together"])})
+        verdicts = {row["emotion"]: standing(row, len(found.studies)) for row in records(found.tables["together"])}
+        log_values(self.client, self.run_id, tags={f"emo.verdict.{emotion}": verdict for emotion, verdict in verdicts.items()})
+        log_answers(self.client, self.run_id, verdicts)
         self.client.set_tag(self.run_id, MLFLOW_RUN_NOTE, across_note(found))
         self._link(STUDY, [(study.model, study.run_id) for study in found.studies])
 

@@ -123,13 +123,13 @@ def sweep_record(result: SweepResult) -> Record:
             child.condition_id, child.name, child.params, finite([*own, ("n_patched", float(row["n_patched"]), 0)])
         )
 
-    facts = [(name, value, 0) for name, value in result.metrics.items()]
+    facts, found = [(name, value, 0) for name, value in result.metrics.items()], findings(result)
     return Record(
         timestamp=milliseconds(),
         params=sweep_params(result.config) | model_params(result.facts),
-        metrics=finite([*facts, *best_metrics(result), *parent_metrics(result.config, effects)]),
-        note=note(result),
-        answers=best_answers(result),
+        metrics=finite([*facts, *best_metrics(found), *parent_metrics(result.config, effects)]),
+        note=note(result, found),
+        answers=dict(map(best_answer, found)),
         children=tuple(map(measured, children)),
         no_children=reason,
     )
@@ -159,24 +159,20 @@ def parent_metrics(config: SweepConfig, effects: pd.DataFrame) -> Iterator[tuple
         yield name, row["mean_diff"], int(row["layer"])
 
 
-def best_metrics(result: SweepResult) -> Iterator[tuple[str, float, int]]:
+def best_metrics(found: Iterable[Finding]) -> Iterator[tuple[str, float, int]]:
     """`best.<emotion>.*` of each emotion's strongest condition: what the run's description says, as numbers that sort first."""
-    for found in findings(result):
-        place = ("layer", found.layer), ("alpha", found.alpha) if found.head is None else ("head", found.head)
-        for name, value in (("diff", found.difference), *place, ("broken", found.broken)):
-            yield f"best.{found.emotion}.{name}", float(value), 0
+    for item in found:
+        place = ("layer", item.layer), ("alpha", item.alpha) if item.head is None else ("head", item.head)
+        for name, value in (("diff", item.difference), *place, ("broken", item.broken)):
+            yield f"best.{item.emotion}.{name}", float(value), 0
 
 
-def best_answers(result: SweepResult) -> dict[str, str]:
-    """The same in a few words: `+0.26, 44% broken, L12 α2`."""
-
-    def answer(found: Finding) -> str:
-        if found.chosen:
-            return "no label of its own"
-        broken = "" if math.isnan(found.broken) else f"{found.broken:.0%} broken, "
-        return f"{found.difference:+.2f}, {broken}L{found.layer} {_strength(found.head, found.alpha)}"
-
-    return {found.emotion: answer(found) for found in findings(result)}
+def best_answer(found: Finding) -> tuple[str, str]:
+    """An emotion, and the same in a few words: `+0.26, 44% broken, L12 α2`."""
+    if found.chosen:
+        return found.emotion, "no label of its own"
+    broken = "" if math.isnan(found.broken) else f"{found.broken:.0%} broken, "
+    return found.emotion, f"{found.difference:+.2f}, {broken}L{found.layer} {_strength(found.head, found.alpha)}"
 
 
 def _strength(head: int | None, alpha: float) -> str:

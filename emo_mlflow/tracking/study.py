@@ -18,7 +18,7 @@ from emo_mlflow.studying.protocol import Design
 from emo_mlflow.studying.verdicts import verdict_metrics
 from emo_mlflow.tracking.answers import log_answers
 from emo_mlflow.tracking.lifecycle import run_context, run_name
-from emo_mlflow.tracking.values import log_values, metric_name, model_params
+from emo_mlflow.tracking.values import log_values, model_params
 
 STUDY = "study"
 DESIGN_ID, CHANGED = "emo.design", "emo.design_changed"
@@ -69,11 +69,9 @@ class StudyRun:
             getattr(result, name).to_parquet(folder / f"{name}.parquet", index=False)
         write_study_report(result, folder)
         self.client.log_artifacts(self.run_id, str(folder))
-        log_values(self.client, self.run_id, params=model_params(result.facts))
         metrics = [(name, value, 0) for name, value in {**verdict_metrics(result.answers), **result.metrics}.items()]
-        log_values(self.client, self.run_id, metrics=metrics)
-        for answer in result.answers:
-            self.client.set_tag(self.run_id, metric_name(f"emo.verdict.{answer.emotion}"), answer.verdict)
+        tags = {f"emo.verdict.{answer.emotion}": answer.verdict for answer in result.answers}
+        log_values(self.client, self.run_id, params=model_params(result.facts), metrics=metrics, tags=tags)
         log_answers(self.client, self.run_id, {answer.emotion: words_for_table(answer) for answer in result.answers})
         self.client.set_tag(self.run_id, MLFLOW_RUN_NOTE, note(result))
         self._log_children(result)

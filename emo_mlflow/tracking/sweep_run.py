@@ -183,8 +183,9 @@ class SweepRun:
     def hints(self) -> list[str]:
         """Where to look next."""
         uri = shown(self.client.tracking_uri)
-        page = f"{uri.rstrip('/')}/#/experiments/{self._upload.experiment_id}/runs/{self.run_id}"
-        show = f"open {page}" if uri.startswith("http") else f"mlflow ui --backend-store-uri {uri}"
+        show = f"mlflow ui --backend-store-uri {uri}"
+        if uri.startswith("http"):
+            show = f"open {uri.rstrip('/')}/#/experiments/{self._upload.experiment_id}/runs/{self.run_id}"
         return [
             f"Artifacts  {self._artifact_uri}",
             f"View       {show}",

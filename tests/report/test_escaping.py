@@ -13,6 +13,7 @@ from synthetic import cells_on_disk, synthetic_sweep
 
 from emo_mlflow.common.names import one_line, printable
 from emo_mlflow.report.blocks import Bullets, Heading, Paragraph, Table, to_html, to_markdown
+from emo_mlflow.report.findings import findings
 from emo_mlflow.report.style import new_figure, save
 from emo_mlflow.report.sweep import note, write_report
 
@@ -81,7 +82,7 @@ def test_the_sweeps_report_escapes_what_a_model_wrote(tmp_path):
         content = path.read_text(encoding="utf-8")
         assert "<script" not in content and "evil.example" in content
         assert path.suffix == ".html" or "![x]" not in content
-    assert "<script" not in note(sweep)
+    assert "<script" not in note(sweep, findings(sweep))
     assert evil in json.dumps(json.loads((tmp_path / "examples.json").read_text()), ensure_ascii=False).replace("\\\\", "\\")
 
 

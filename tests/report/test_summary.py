@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from synthetic import synthetic_sweep
 
+from emo_mlflow.report.findings import findings
 from emo_mlflow.report.sweep import summary_lines, verdicts, write_report
 from emo_mlflow.sweeping.schemas import FLUENCY
 from emo_mlflow.tracking.record import sweep_record
@@ -17,7 +18,7 @@ def test_a_label_that_is_not_the_emotions_own_is_not_called_so():
     text = "\n".join(summary_lines(result))
     own, other = text.split("No scorer has a label for wistful; the largest change of any label")
     assert "Strongest effect of each direction on its own label" in own and "wistful" not in own and "wistful" in other
-    assert "no scorer has a label for it" in verdicts(result)[1] and "raised" in verdicts(result)[0]
+    assert "no scorer has a label for it" in verdicts(result, findings(result))[1] and "raised" in verdicts(result, findings(result))[0]
     alone = "\n".join(summary_lines(synthetic_sweep(emotions=("wistful",), alphas=(1.0,))))
     assert "own label" not in alone and "No scorer has a label for wistful" in alone
 
@@ -27,7 +28,7 @@ def test_a_change_that_is_none_is_not_called_an_effect():
     small = result.effects["mean_diff"].clip(-0.01, 0.01)
     flat = replace(result, effects=result.effects.assign(mean_diff=small))
     assert "anger: no effect of 0.02 or more" in summary_lines(flat)
-    (verdict,) = verdicts(flat)
+    (verdict,) = verdicts(flat, findings(flat))
     assert "no effect of 0.02 or more" in verdict and "raised" not in verdict
     assert not any("no effect" in line for line in summary_lines(result))
 

@@ -22,6 +22,7 @@ from synthetic import synthetic_sweep
 
 from emo_mlflow import find_sweeps, load_sweep
 from emo_mlflow.errors import UserError
+from emo_mlflow.report.findings import findings
 from emo_mlflow.report.sweep import verdicts
 from emo_mlflow.tracking import store as store_module
 from emo_mlflow.tracking.lifecycle import mark_failed
@@ -362,5 +363,6 @@ def test_a_sweep_that_moved_nothing_says_so():
     """A random model gave "raised from 0.00 to 0.00 (d_z nan)"."""
     result = synthetic_sweep(n_prompts=4, n_layers=2, n_random=1)
     flat = result.effects.assign(mean_patched=result.effects["mean_baseline"], mean_diff=0.0, d_z=np.nan)
-    (first, *_) = verdicts(replace(result, effects=flat))
+    flat_result = replace(result, effects=flat)
+    (first, *_) = verdicts(flat_result, findings(flat_result))
     assert "gratitude: no condition changed goemotions.gratitude (n = 4)." in first
