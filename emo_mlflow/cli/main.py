@@ -13,6 +13,7 @@ from emo_mlflow.cli.options import GroupedCommand, parameter_options, profile_op
 from emo_mlflow.cli.tools import COMMANDS
 from emo_mlflow.commands.asked import begin
 from emo_mlflow.common.names import HALF
+from emo_mlflow.common.termination import interruptible
 from emo_mlflow.errors import UserError, reason_of
 from emo_mlflow.settings.profiles import DEFAULT, OF_HEADS, PROFILES
 from emo_mlflow.settings.tables import ALIGN, COMPARE, HEADS, PARAMETERS, STEER, STUDY, VECTORS
@@ -33,7 +34,8 @@ class Group(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         """Runs the command."""
         try:
-            return super().invoke(ctx)
+            with interruptible():
+                return super().invoke(ctx)
         except KeyboardInterrupt:
             click.echo("Interrupted.", err=True)
             sys.exit(130)

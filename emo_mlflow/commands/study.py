@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from emo_mlflow.common import progress
-from emo_mlflow.common.termination import terminable
+from emo_mlflow.common.termination import interruptible, terminable
 from emo_mlflow.errors import UserError
 from emo_mlflow.settings.declared import table_of
 from emo_mlflow.settings.study import Budget, StudySettings, make_study
@@ -101,7 +101,8 @@ def _study(
         if run.fix(design, _as_params(settings)):
             say("Design     it is another than when this run was begun: its report says so")
         try:
-            _work(plan, run, spool, lines, settings, say)
+            with interruptible():
+                _work(plan, run, spool, lines, settings, say)
         except KeyboardInterrupt:
             say(f"Stopped; what was finished is kept. Go on with: emo-mlflow study --resume {run.run_id}")
             raise

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from emo_mlflow.common import progress
 from emo_mlflow.common.cache_folder import cache_folder
-from emo_mlflow.common.termination import terminable
+from emo_mlflow.common.termination import interruptible, terminable
 from emo_mlflow.errors import Unscored, UserError
 from emo_mlflow.settings.sweep import SweepConfig, SweepSettings, make_config
 from emo_mlflow.settings.templates import form_line
@@ -180,7 +180,8 @@ def _held_run(config: SweepConfig, run_id: str | None, request: SweepRequest) ->
         if run_id is None:
             stack.enter_context(sole_worker(tracked.run_id))
         try:
-            yield tracked
+            with interruptible():
+                yield tracked
         except KeyboardInterrupt:
             request.say(f"Stopped; what was finished is kept. Go on with: emo-mlflow {config.kind} --resume {tracked.run_id}")
             raise

@@ -1,4 +1,4 @@
-"""SIGTERM as good as Ctrl-C, for schedulers, containers and `mlflow run`, which end a process with it."""
+"""Interrupts that stay interrupts: SIGTERM as good as Ctrl-C, since schedulers, containers and `mlflow run` end a process with it."""
 
 from __future__ import annotations
 
@@ -23,3 +23,21 @@ def terminable() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """While open, an error that came of an interrupt is raised as that interrupt: PyTorch's vmap, broken off, ends in an error of its own."""
+    try:
+        yield
+    except Exception as error:
+        if _interrupted(error):
+            raise KeyboardInterrupt from error
+        raise
+
+
+def _interrupted(error: BaseException | None) -> bool:
+    """Whether an error was raised while an interrupt was handled."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__context__
+    return error is not None
