@@ -1,4 +1,4 @@
-"""Interrupts that stay interrupts: SIGTERM as good as Ctrl-C, since schedulers, containers and `mlflow run` end a process with it."""
+"""Interrupts stay interrupts, and SIGTERM is one: schedulers, containers and `mlflow run` end a process with it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def terminable() -> Iterator[None]:
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """While open, an error that came of an interrupt is raised as that interrupt: PyTorch's vmap, broken off, ends in an error of its own."""
+    """While open, an error that an interrupt caused becomes that interrupt: PyTorch's vmap, interrupted, fails with an error of its own."""
     try:
         yield
     except Exception as error:

@@ -12,6 +12,7 @@ from mlflow.tracking.context.registry import resolve_tags
 
 from emo_mlflow import __version__
 from emo_mlflow.common.names import short_name
+from emo_mlflow.common.termination import interruptible
 from emo_mlflow.errors import UserError, reason_of
 from emo_mlflow.tracking.store import shown
 
@@ -102,7 +103,8 @@ def run_context(
     """`open_run` and, when the block is left, `end_run`; yields the run's id."""
     run_id = open_run(client, kind, name, tags=tags, experiment=experiment, run_id=run_id)
     try:
-        yield run_id
+        with interruptible():
+            yield run_id
     except BaseException as error:
         end_run(client, run_id, error)
         raise

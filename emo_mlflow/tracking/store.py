@@ -33,7 +33,7 @@ def check_store(tracking_uri: str | None) -> None:
     """
     uri = tracking_uri or get_tracking_uri()
     if uri.startswith(SQLITE):
-        return  # to ask it would be to make its tables, which takes seconds
+        return  # asking it would make its tables, which takes seconds
     try:
         MlflowClient(uri)
     except UnsupportedModelRegistryStoreURIException:

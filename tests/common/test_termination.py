@@ -8,7 +8,7 @@ from emo_mlflow.common.termination import interruptible
 
 
 def broken_off() -> None:
-    """As PyTorch's vmap: what it does on its way out fails, since it was broken off in the middle."""
+    """Fails as PyTorch's vmap does: an interrupt in the middle makes its own clean-up raise."""
     try:
         raise KeyboardInterrupt
     finally:
