@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import time
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -27,17 +29,30 @@ def test_answers_on_the_page_become_a_sheet(tmp_path: Path):
     sheet = pd.DataFrame(rows, columns=["sheet", "id", "prompt", "continuation"]).assign(**{question.name: "" for question in asked})
     (tmp_path / "page.html").write_text(label_page(sheet, asked), encoding="utf-8")
     with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        page = browser.new_page()
         asked_for: list[str] = []
-        page.on("request", lambda request: asked_for.append(request.url))
-        page.goto((tmp_path / "page.html").as_uri())
+
+        def opened() -> Any:
+            """The page in a browser of the profile `tmp_path / "profile"`, as a user's is."""
+            browser = playwright.chromium.launch_persistent_context(tmp_path / "profile", executable_path=chromium, args=["--no-sandbox"])
+            page = browser.new_page()
+            page.on("request", lambda request: asked_for.append(request.url))
+            page.goto((tmp_path / "page.html").as_uri())
+            return browser, page
+
+        browser, page = opened()
         for i in range(3):
             assert page.text_content("#continuation").startswith(f"text {i} </script><img")
             for question in asked:
                 page.check(f'input[name="{question.name}"][value="{i - 1 if question.lowest else i}"]')
             page.click("#next")
-        page.reload()  # what was answered is kept
+        assert "3 have all answers" in page.text_content("#where")
+        answers = page.evaluate("Object.values(localStorage).join()").encode()
+        deadline = time.monotonic() + 60  # Chromium writes in batches, some seconds apart
+        while not any(answers in file.read_bytes() for file in (tmp_path / "profile").glob("Default/Local Storage/**/*") if file.is_file()):
+            assert time.monotonic() < deadline, "the answers never reached the disk"
+            time.sleep(0.2)
+        browser.close()
+        browser, page = opened()  # what was answered is kept
         assert "3 have all answers" in page.text_content("#where")
         with page.expect_download() as download:
             page.click("#save")
