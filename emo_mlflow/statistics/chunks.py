@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 
 from emo_mlflow.statistics.moments import Floats
 
@@ -18,6 +19,12 @@ def in_chunks(work: Callable[[slice], dict[str, Floats]], n_tests: int) -> dict[
     """Runs `work` on slices of the tests, on as many threads as there are cores, and puts its columns together."""
     slices = [slice(start, start + CHUNK) for start in range(0, n_tests, CHUNK)]
     # BLAS threads of their own under each of ours would wait for each other: measured, four times slower.
-    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(os.cpu_count()) as pool:
+    with _libraries().limit(limits=1, user_api="blas"), ThreadPoolExecutor(os.cpu_count()) as pool:
         parts = list(pool.map(work, slices))
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+@functools.cache
+def _libraries() -> ThreadpoolController:
+    """The process's numerical libraries, NumPy's BLAS among them. To look for them takes 4 ms, more than most tests do."""
+    return ThreadpoolController()
