@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
 from emo_mlflow.alignment.tables import matched
+from emo_mlflow.common.names import short_name
 from emo_mlflow.comparison.rows import records
 from emo_mlflow.report.blocks import Block, Heading, Paragraph, Picture, Table, to_markdown
 from emo_mlflow.report.style import BASELINE, DIVERGING, INK, MUTED, PATCHED, RANDOM, new_figure, save
@@ -42,7 +43,7 @@ def write_alignment_report(
     }
     first = overlap.iloc[0]
     blocks: list[Block] = [
-        Heading(f"{short(first['model_a'])} aligned to {short(first['model_b'])}", 1),
+        Heading(f"{short_name(first['model_a'])} aligned to {short_name(first['model_b'])}", 1),
         Paragraph(
             "directions.safetensors holds model A's directions, carried over to model B: a sweep of model B takes it with directions= "
             "and this run's id, to be compared with a sweep of B's own directions."
@@ -53,11 +54,6 @@ def write_alignment_report(
         save(figure, folder / "figures" / f"{name}.png")
         blocks.append(Picture(f"figures/{name}.png", CAPTIONS[name]))
     (folder / "report.md").write_text(to_markdown(blocks), encoding="utf-8")
-
-
-def short(name: str) -> str:
-    """A model's name without its folder or owner."""
-    return name.rstrip("/").rpartition("/")[2]
 
 
 def _summary(overlap: pd.DataFrame) -> Table:
@@ -111,8 +107,8 @@ def overlap_by_depth(overlap: pd.DataFrame) -> Figure:
             if p < 0.05:
                 axes.plot(j, i, marker="o", ms=3, color="white" if values.iloc[i, j] > 0.6 else INK)
         _bare(axes, emotion)
-    panels[0].set_ylabel(f"layer of {short(table['model_a'].iloc[0])}")
-    figure.supxlabel(f"layer of {short(table['model_b'].iloc[0])}", fontsize=9)
+    panels[0].set_ylabel(f"layer of {short_name(table['model_a'].iloc[0])}")
+    figure.supxlabel(f"layer of {short_name(table['model_b'].iloc[0])}", fontsize=9)
     bar = figure.colorbar(image, ax=list(panels), pad=0.01)
     bar.ax.set_ylim(0, 1)
     bar.set_label("overlap after the map")
@@ -131,8 +127,8 @@ def map_figure(maps: pd.DataFrame) -> Figure:
             shade = "white" if abs(value) > 0.6 else INK
             axes.text(j, i, f"{value:.2f}".replace("0.", "."), ha="center", va="center", fontsize=7, color=shade)
         _bare(axes, kind)
-    panels[0].set_ylabel(f"layer of {short(maps['model_a'].iloc[0])}")
-    figure.supxlabel(f"layer of {short(maps['model_b'].iloc[0])}", fontsize=9)
+    panels[0].set_ylabel(f"layer of {short_name(maps['model_a'].iloc[0])}")
+    figure.supxlabel(f"layer of {short_name(maps['model_b'].iloc[0])}", fontsize=9)
     figure.colorbar(image, ax=list(panels), pad=0.01).set_label("held-out R² (median dimension)")
     return figure
 
@@ -160,7 +156,7 @@ def direction_figure(directions: pd.DataFrame, kind: str) -> Figure:
         _bare(left, f"{emotion}: cosine with B's own")
         _bare(right, f"{emotion}: AUC on B's texts")
     for axes in panels[-1]:
-        axes.set_xlabel(f"layer of {short(directions['model_b'].iloc[0])}")
+        axes.set_xlabel(f"layer of {short_name(directions['model_b'].iloc[0])}")
     figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False)
     return figure
 
