@@ -183,7 +183,7 @@ def write_report(result: SweepResult, folder: Path) -> None:
     """
     found = findings(result)
     figures = {"layers": heat_maps(result), "against_random": against_random(found)}
-    if any(item.price for item in found):
+    if any(item.price and not item.chosen for item in found):  # its points are effects on own labels
         figures["price"] = effect_against_price(result)
     for name, figure in figures.items():
         save(figure, folder / "figures" / f"{name}.png")
@@ -222,7 +222,7 @@ def _blocks(result: SweepResult, found: Sequence[Finding], examples: pd.DataFram
         *agreement_paragraphs(result.facts, {item.metric for item in found}),
         Heading("Figures"),
         *(Picture(f"figures/{name}.png", FIGURES[name]) for name in figures),
-        *([] if "price" in figures else [Paragraph("Without likelihoods (likelihoods=none), what an effect costs is not known.")]),
+        *([] if any(item.price for item in found) else [Paragraph("Without likelihoods (likelihoods=none), what an effect costs is not known.")]),
         Heading("Texts"),
         Table(("emotion", "prompt", "baseline", "patched", "score"), texts),
         Paragraph("More in examples.html; all in completions.parquet."),

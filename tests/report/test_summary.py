@@ -63,3 +63,11 @@ def test_without_likelihoods_the_report_says_that_the_price_is_not_known(tmp_pat
     assert sorted(path.name for path in (tmp_path / "figures").glob("*.png")) == ["against_random.png", "layers.png"]
     report = (tmp_path / "report.md").read_text(encoding="utf-8")
     assert "what an effect costs is not known" in report and "price" not in report
+
+
+def test_without_any_own_label_there_is_no_figure_of_what_effects_cost(tmp_path):
+    """Guards: an empty figure, with an empty legend."""
+    write_report(synthetic_sweep(emotions=("wistful",), alphas=(1.0,)), tmp_path)
+    assert not (tmp_path / "figures" / "price.png").exists()
+    report = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert "figures/price.png" not in report and "what an effect costs is not known" not in report
