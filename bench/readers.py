@@ -13,7 +13,7 @@ import numpy as np
 from emo_mlflow.scoring.agreement import ALL, Agreement
 from emo_mlflow.scoring.cards import CARD, dump_card, embedded_folder, load_card
 from emo_mlflow.scoring.loading import load_scorer
-from emo_mlflow.statistics.agreement import auc, calibration_error, clustered_interval, spearman
+from emo_mlflow.statistics.agreement import auc, calibration_error, clustered_interval, largest_spearman, spearman
 
 LABELLED = Path(__file__).parents[1] / "tests" / "data" / "labelled_texts.csv"
 DIGITS = 3
@@ -74,7 +74,7 @@ def agreements(found: Labelled, n_bootstrap: int) -> tuple[Agreement, ...]:
             rows.append(with_interval(row, lambda i, s=score, p=positive: auc(s[i], p[i]), found.prompts[part], n_bootstrap))
         for metric, question in RANKS:
             score, label = found.score(metric)[part], found.labels[question][part]
-            row = Agreement(metric, question, "spearman", name, len(part), spearman(score, label), 0.0, 0.0)
+            row = Agreement(metric, question, "spearman", name, len(part), spearman(score, label), 0.0, 0.0, at_most=largest_spearman(label))
             rows.append(with_interval(row, lambda i, s=score, p=label: spearman(s[i], p[i]), found.prompts[part], n_bootstrap))
     return tuple(rows)
 
@@ -92,7 +92,7 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="write the figures into the embedded scorer's card")
     rows = agreements(read(), 2000)
     for row in rows:
-        more = "" if row.positives is None else (
+        more = f", of {row.at_most:.2f} at most" if row.positives is None else (
             f", {row.positives} with a hint{' (too few)' if row.too_few else ''}; mean {row.in_hits:.2f} in them, {row.elsewhere:.2f} elsewhere, "
             f"calibration error {row.calibration_error:.3f}"
         )  # fmt: skip

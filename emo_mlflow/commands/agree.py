@@ -113,7 +113,8 @@ def summary(kappa: pd.DataFrame, found: Sequence[Agreement], effects: pd.DataFra
         yield f"Readers    {row['question']:<14} kappa {row['kappa']:.2f}, equal in {row['equal']:.0%} of {row['n']} texts"
     for item in found:
         hits = "" if item.positives is None else f", {item.positives} of {item.n} texts{' (too few to say)' if item.too_few else ''}"
-        yield f"Scorer     {item.question:<14} {item.metric}: {item.measure} {item.value:.2f} [{item.low:.2f}, {item.high:.2f}]{hits}"
+        most = "" if item.at_most is None or isnan(item.at_most) else f", of {item.at_most:.2f} at most with these labels"
+        yield f"Scorer     {item.question:<14} {item.metric}: {item.measure} {item.value:.2f} [{item.low:.2f}, {item.high:.2f}]{hits}{most}"
     arms = effects[effects["condition_id"].isna() & effects["arm"].str.startswith("emotion ")].to_dict("records")
     own = [row for row in arms if row["arm"] == f"emotion {row['question']}" or row["question"] == "fluency"]
     if own:

@@ -11,7 +11,14 @@ import pandas as pd
 from emo_mlflow.comparison.label_sheet import BASELINE, ID
 from emo_mlflow.scoring.agreement import ALL, Agreement
 from emo_mlflow.scoring.questions import Question
-from emo_mlflow.statistics.agreement import auc, calibration_error, clustered_interval, spearman, weighted_kappa
+from emo_mlflow.statistics.agreement import (
+    auc,
+    calibration_error,
+    clustered_interval,
+    largest_spearman,
+    spearman,
+    weighted_kappa,
+)
 from emo_mlflow.statistics.moments import Floats
 from emo_mlflow.statistics.prediction_powered import LEAST_LABELLED, Errors, corrected_difference, plain_difference
 
@@ -66,7 +73,7 @@ def _agreement(question: Question, metric: str, score: Floats, said: Floats, pro
     if not question.is_share:
         value = spearman(score, said)
         low, high = clustered_interval(lambda i: spearman(score[i], said[i]), prompts)
-        return Agreement(metric, question.name, "spearman", ALL, len(score), value, low, high)
+        return Agreement(metric, question.name, "spearman", ALL, len(score), value, low, high, at_most=largest_spearman(said))
     hits = said > 0
     low, high = clustered_interval(lambda i: auc(score[i], hits[i]), prompts)
     inside, outside = (float(score[part].mean()) if part.any() else float("nan") for part in (hits, ~hits))

@@ -28,12 +28,16 @@ def _unknown(name: str) -> str:
 def _measured(name: str, rows: tuple[Agreement, ...], own: Collection[str]) -> str:
     parts = [_auc(row) for row in rows if row.measure == "auc" and row.metric in own]
     ranks = {row.question: row for row in reversed(rows) if row.measure == "spearman"}
-    parts += [f"{question} by a rank correlation of {row.value:.2f}" for question, row in sorted(ranks.items(), reverse=True)]
+    parts += [f"{question} by a rank correlation of {row.value:.2f}{_at_most(row)}" for question, row in sorted(ranks.items(), reverse=True)]
     n = max(row.n for row in rows)
     return (
         f"On {n} texts that were written under intervention, labelled by readers who did not know how, the scorer {name} agrees with them: "
         f"{'; '.join(parts)}. On texts of other models it may agree less."
     )
+
+
+def _at_most(row: Agreement) -> str:
+    return "" if row.at_most is None else f" (of {row.at_most:.2f} at most, because readers give many texts the same label)"
 
 
 def _auc(row: Agreement) -> str:

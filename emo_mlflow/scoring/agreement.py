@@ -29,6 +29,7 @@ class Agreement:
         value, low, high: the measure, and its 95% interval.
         in_hits, elsewhere: mean of the metric over the texts with a hint, and over the others.
         calibration_error: expected calibration error of the metric as the probability of a hint; a share.
+        at_most: the largest rank correlation that a score without ties can have here, because readers give many texts the same label.
     """
 
     metric: str
@@ -43,6 +44,7 @@ class Agreement:
     in_hits: float | None = None
     elsewhere: float | None = None
     calibration_error: float | None = None
+    at_most: float | None = None
 
     @property
     def too_few(self) -> bool:

@@ -29,6 +29,19 @@ def spearman(score: Floats, label: Floats) -> float:
     return float(np.corrcoef(*ranks)[0, 1])
 
 
+def largest_spearman(label: Floats) -> float:
+    """The largest rank correlation of a score that gives every text another value: labels that are the same leave its order among them open.
+
+    The square root of 1 - sum(t^3 - t) / (n^3 - n) over groups of t equal labels, which is the correction for ties of Kendall (1945); NaN
+    where the labels do not vary.
+    """
+    n, (_, groups) = len(label), np.unique(np.asarray(label), return_counts=True)
+    if len(groups) < 2:
+        return float("nan")
+    size = groups.astype(float)
+    return float(np.sqrt(1 - (size**3 - size).sum() / (float(n) ** 3 - n)))
+
+
 def weighted_kappa(first: npt.ArrayLike, second: npt.ArrayLike) -> float:
     """Cohen's kappa of two readers' whole numbers, with quadratic weights (Cohen 1968); NaN where both gave one label only."""
     a, b = np.asarray(first, float), np.asarray(second, float)

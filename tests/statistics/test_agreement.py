@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from emo_mlflow.statistics.agreement import auc, calibration_error, clustered_interval, spearman, weighted_kappa
+from emo_mlflow.statistics.agreement import (
+    auc,
+    calibration_error,
+    clustered_interval,
+    largest_spearman,
+    spearman,
+    weighted_kappa,
+)
 
 
 def test_auc_is_the_share_of_pairs():
@@ -24,6 +31,19 @@ def test_spearman_is_scipys_and_nan_without_variation():
     score, label = rng.normal(size=50), rng.integers(-1, 2, size=50) / 2
     assert spearman(score, label) == pytest.approx(stats.spearmanr(score, label).statistic)
     assert np.isnan(spearman(score, np.zeros(50))) and np.isnan(spearman(np.array([]), np.array([])))
+
+
+def test_no_score_without_ties_has_a_larger_rank_correlation():
+    """A score in the labels' order has it, however it orders texts of the same label; a score in any other order has less."""
+    rng = np.random.default_rng(2)
+    for share in (0.1, 0.5, 0.9):
+        label = rng.integers(-1, 2, size=80) * (rng.random(80) > share)
+        most, best = largest_spearman(label), label * 10 + rng.random(80)
+        assert spearman(best, label) == pytest.approx(most) and most < 1
+        i, j = np.argmin(label), np.argmax(label)
+        best[[i, j]] = best[[j, i]]
+        assert spearman(best, label) < most
+    assert largest_spearman(np.arange(9.0)) == 1 and np.isnan(largest_spearman(np.zeros(5))) and np.isnan(largest_spearman(np.array([])))
 
 
 def test_kappa_is_cohens_with_quadratic_weights():
