@@ -7,8 +7,8 @@
     python bench/engine.py --independence                    # real weights: texts of a condition alone and among hundreds
     python bench/engine.py --quick                           # a tiny model: does it run?
 
-Peers take turns with ours, one condition (every prompt) at a time; they are installed into an environment of their own, in front of
-this one, so that all use one torch. Figures are medians over the repetitions. bench/README.md has the last report and says what is assumed.
+Peers take turns with ours, one condition (every prompt) at a time; each is installed into an environment of its own, with the torch and
+transformers that it wants. Figures are medians over the repetitions. bench/README.md has the last report and says what is assumed.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ import argparse
 import platform
 import statistics
 import sys
+import tempfile
 import time
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ import numpy as np
 import platformdirs
 import torch
 import transformers
-from engine_environment import PeerProcess, peers_python
+from engine_environment import ENVIRONMENT_OF, PeerProcess, peer_python
 from engine_work import CLOCKS, NEO, QUICK, STUDY, Work
 
 from emo_mlflow.common.machine import gemm_rate, peak_memory
@@ -45,7 +46,6 @@ from emo_mlflow.types import Cell, Scope
 WORKS = {"neo": NEO, "quick": QUICK, "study": STUDY}
 WINDOW = 3
 BAND = 3
-PEERS = ("transformer_lens", "steering-vectors", "transformers hooks", "transformers hooks, batch of 8")
 UNCACHED = "transformer_lens uncached"  # the only way to a window with its hooks
 
 
@@ -135,23 +135,21 @@ def gemm_limit(ours: Ours, rows: int) -> float:
     return max(gemm_rate(device, dtype, *shape, ours.clock) for shape in shapes)
 
 
-def measure(ours: Ours, peers: PeerProcess | None, scope: Scope, repetitions: int) -> tuple[dict[str, Speed], dict[str, Run]]:
+def measure(ours: Ours, peers: Mapping[str, PeerProcess], scope: Scope, repetitions: int) -> tuple[dict[str, Speed], dict[str, Run]]:
     """Ours and the peers in turn, and our last runs; each does one condition before that, which is not counted."""
     work = ours.work
-    names = [*PEERS, *([UNCACHED] if scope == "window" else [])] if peers else []
+    names = [name for name, package in ENVIRONMENT_OF.items() if package in peers and (name != UNCACHED or scope == "window")]
     speeds = {name: Speed() for name in ("ours", "ours with likelihoods", *names)}
     ours.run(scope, 1)
     for name in names:
-        assert peers is not None
-        peers.run(name, 0, 0, WINDOW)
+        peers[ENVIRONMENT_OF[name]].run(name, 0, 0, WINDOW)
     for repetition in range(repetitions):
         runs = {"ours": ours.run(scope, likelihoods=False), "ours with likelihoods": ours.run(scope)}
         for name, run in runs.items():
             speeds[name].tokens_per_second.append(run.speed)
         direction, layer = repetition % work.n_directions, (5 + 3 * repetition) % work.n_layers
         for name in names:
-            assert peers is not None
-            answer = peers.run(name, direction, layer, WINDOW)
+            answer = peers[ENVIRONMENT_OF[name]].run(name, direction, layer, WINDOW)
             if "error" in answer:
                 speeds[name].error = answer["error"]
                 continue
@@ -246,7 +244,7 @@ def options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="a tiny model, one repetition")
     parser.add_argument("--scopes", default="generated,window")
     parser.add_argument("--repetitions", type=int, default=3)
-    parser.add_argument("--peers", default=None, help="folder of the peers' environment, made if needed; none: ours alone")
+    parser.add_argument("--peers", default=None, help="folder of the peers' environments, made if needed; none: ours alone")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--fraction", type=float, default=1.0, help="of the conditions; the whole is extrapolated")
@@ -275,12 +273,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         for scope in given.scopes.split(","):
             bands(ours, scope, given.bands)
         return 0
-    peers = None
-    if given.peers != "none" and not (given.quick and given.peers is None) and work is not STUDY:
-        folder = Path(given.peers or platformdirs.user_cache_path("emo_mlflow") / "bench-peers")
-        peers = PeerProcess(peers_python(folder), name, given.clock)
-        print("peers:", ", ".join(f"{key} {value}" for key, value in peers.versions.items()))
-    try:
+    with ExitStack() as closing:
+        peers: dict[str, PeerProcess] = {}
+        if given.peers != "none" and not (given.quick and given.peers is None) and work is not STUDY:
+            folder = Path(given.peers or platformdirs.user_cache_path("emo_mlflow") / "bench-peers")
+            weights = Path(closing.enter_context(tempfile.TemporaryDirectory())) / "weights.pt"
+            torch.save(work.model().state_dict(), weights)
+            for package in dict.fromkeys(ENVIRONMENT_OF.values()):
+                peers[package] = PeerProcess(package, peer_python(folder, package), name, given.clock, weights)
+                closing.callback(peers[package].close)
+                print("peer:", ", ".join(f"{key} {value}" for key, value in peers[package].versions.items()))
         for scope in given.scopes.split(","):
             most = generation.CPU_BATCH if ours.stack.device.type == "cpu" else generation.GPU_BATCH
             rate = gemm_limit(ours, min(n_cells, most))
@@ -291,9 +293,6 @@ def main(argv: Sequence[str] | None = None) -> int:
                 print(f"all {work.n_cells:,} cells at this rate: {whole / 60:.1f} min with likelihoods")
             if given.profile:
                 profile(ours, scope)
-    finally:
-        if peers:
-            peers.close()
     print(f"\npeak memory {peak_memory(ours.stack.device) / 2**30:.2f} GiB")
     return 0
 

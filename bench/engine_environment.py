@@ -1,4 +1,4 @@
-"""The environment of the libraries that bench/engine.py compares with, and the process that runs them there."""
+"""The environments of the libraries that bench/engine.py compares with, and the process that runs one of them there."""
 
 from __future__ import annotations
 
@@ -6,27 +6,35 @@ import json
 import os
 import subprocess
 import sys
-import sysconfig
 import venv
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-SHARED = ("torch", "transformers", "tokenizers", "huggingface_hub", "numpy", "pandas", "pyarrow", "safetensors", "accelerate")
+# Peer -> the package whose environment it runs in, with the torch and transformers that this package's installation chooses.
+ENVIRONMENT_OF = {
+    "transformer_lens": "transformer_lens",
+    "transformer_lens, batch of 8": "transformer_lens",
+    "transformer_lens uncached": "transformer_lens",
+    "nnsight, batch of 8": "nnsight",
+    "pyvene, batch of 8": "pyvene",
+    "steering-vectors": "steering-vectors",
+    "transformers hooks": "steering-vectors",
+    "transformers hooks, batch of 8": "steering-vectors",
+}
 
 
 class PeerProcess:
-    """The other libraries, in a process of their environment; waits without work while ours is measured."""
+    """A library, in a process of its environment; waits without work while others are measured."""
 
-    def __init__(self, python: Path, work: str, clock: str) -> None:
-        command = [str(python), str(Path(__file__).with_name("engine_peers.py")), work, clock]
+    def __init__(self, package: str, python: Path, work: str, clock: str, weights: Path) -> None:
+        command = [str(python), str(Path(__file__).with_name("engine_peers.py")), package, work, clock, str(weights)]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.versions = self._answer()
 
     def _answer(self) -> dict[str, Any]:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
-        return dict(json.loads(line)) if line else {"error": "the peers' process has ended"}
+        return dict(json.loads(line)) if line else {"error": "the peer's process has ended"}
 
     def run(self, name: str, direction: int, layer: int, window: int) -> dict[str, Any]:
         """seconds and texts of one condition, or error."""
@@ -42,18 +50,14 @@ class PeerProcess:
         self.process.wait(30)
 
 
-def peers_python(folder: Path) -> Path:
-    """The interpreter of the peers' environment, made if it is not there: this environment's packages, and the peers in front."""
-    python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-    done = folder / "installed"
+def peer_python(folder: Path, package: str) -> Path:
+    """The interpreter of a package's environment below `folder`, made if it is not there."""
+    place = folder / package
+    python = place / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    done = place / "installed"
     if not done.exists():
-        print(f"installing the peers into {folder}", file=sys.stderr)
-        venv.create(folder, with_pip=True, clear=True)
-        purelib = subprocess.check_output([python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], text=True)
-        (Path(purelib.strip()) / "parent.pth").write_text(sysconfig.get_path("purelib") + "\n", encoding="utf-8")
-        constraints = folder / "constraints.txt"
-        constraints.write_text("".join(f"{name}=={version(name)}\n" for name in SHARED), encoding="utf-8")
-        command = [python, "-m", "pip", "install", "--quiet", "-c", constraints, "transformer_lens", "steering-vectors"]
-        subprocess.run([str(part) for part in command], check=True)
+        print(f"installing {package} into {place}", file=sys.stderr)
+        venv.create(place, with_pip=True, clear=True)
+        subprocess.run([str(python), "-m", "pip", "install", "--quiet", package, "torch", "transformers"], check=True)
         done.touch()
     return python

@@ -1,6 +1,6 @@
 """The libraries that bench/engine.py compares with, each doing one condition's cells as its users do.
 
-Run by bench/engine.py in the peers' environment: reads a JSON request a line, answers a JSON line. Tokens are returned, so that the
+Run by bench/engine.py in the peer's environment: reads a JSON request a line, answers a JSON line. Tokens are returned, so that the
 benchmark can say how many texts are the ones that our engine writes.
 """
 
@@ -11,13 +11,14 @@ import json
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 from engine_work import CLOCKS, NEO, QUICK, Work
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 Texts = list[list[int]]
 
@@ -25,17 +26,19 @@ Texts = list[list[int]]
 class Peers:
     """One model in every library's form. Every peer maps (prompts, layer, vector, window) to the new tokens of each prompt."""
 
-    def __init__(self, work: Work, clock: Callable[[], float]) -> None:
+    def __init__(self, work: Work, clock: Callable[[], float], weights: Path) -> None:
         self.work = work
+        self.folder = weights.parent / "tokenizer"
         self.clock = clock
         self.model = work.model()
+        self.model.load_state_dict(torch.load(weights))
         self.directions = torch.from_numpy(work.directions(work.residual_norms(self.model)))
-        self.lens: Any = None
+        self.wrapped: Any = None
 
     def run(self, name: str, direction: int, layer: int, window: int) -> tuple[float, Texts]:
         """Seconds and texts of one condition; what a library needs to be set up once is not counted."""
-        if name.startswith("transformer_lens") and self.lens is None:
-            self.lens = transformer_lens_model(self.model, self.work)
+        if self.wrapped is None:
+            self.wrapped = next((wrap(self) for start, wrap in WRAPPERS.items() if name.startswith(start)), self.model)
         peer: Callable[..., Texts] = PEERS[name]
         start = self.clock()
         texts = peer(self, self.work.prompts(), layer, self.directions[direction, layer], window)
@@ -72,11 +75,50 @@ def hf_one(peers: Peers, prompts: list[tuple[int, ...]], layer: int, vector: tor
 
 def hf_batch(peers: Peers, prompts: list[tuple[int, ...]], layer: int, vector: torch.Tensor, window: int) -> Texts:
     """`generate` with a plain hook, a condition's prompts in one left-padded batch."""
+    with plain_hook(peers.model.transformer.h[layer], vector):
+        return hf_generate(peers, *left_padded(prompts))
+
+
+def left_padded(prompts: list[tuple[int, ...]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids and mask of one batch, int64 [prompts, longest]."""
     longest = max(map(len, prompts))
     ids = torch.tensor([[0] * (longest - len(p)) + list(p) for p in prompts])
-    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
-    with plain_hook(peers.model.transformer.h[layer], vector):
-        return hf_generate(peers, ids, mask)
+    return ids, torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
+
+
+def nnsight_batch(peers: Peers, prompts: list[tuple[int, ...]], layer: int, vector: torch.Tensor, window: int) -> Texts:
+    """nnsight's `generate` of a condition's prompts in one left-padded batch, editing the newest position at every step."""
+    ids, mask = left_padded(prompts)
+    lm, n = peers.wrapped, peers.work.n_steps
+    given = {"max_new_tokens": n, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    with lm.generate({"input_ids": ids, "attention_mask": mask}, **given) as tracer:
+        for _ in tracer.iter[:n]:
+            lm.transformer.h[layer].input[:, -1:] += vector
+        found = tracer.result.save()
+    return found[:, ids.shape[1] :].tolist()
+
+
+def nnsight_model(peers: Peers) -> Any:
+    """The same model in nnsight's form."""
+    from nnsight import TransformersModel
+
+    return TransformersModel(peers.model, tokenizer=word_tokenizer(peers))
+
+
+def pyvene_batch(peers: Peers, prompts: list[tuple[int, ...]], layer: int, vector: torch.Tensor, window: int) -> Texts:
+    """pyvene's `generate` of a condition's prompts in one left-padded batch, editing the newest position at every step."""
+    import pyvene
+
+    def edit(base: torch.Tensor, source: Any) -> torch.Tensor:
+        return torch.cat([base[:, :-1], base[:, -1:] + vector], dim=1)
+
+    ids, mask = left_padded(prompts)
+    steered = pyvene.IntervenableModel({"layer": layer, "component": "block_input", "intervention": edit}, model=peers.model)
+    _, found = steered.generate(
+        {"input_ids": ids, "attention_mask": mask}, intervene_on_prompt=True, max_new_tokens=peers.work.n_steps, do_sample=False,
+        eos_token_id=None, pad_token_id=0,
+    )  # fmt: skip
+    return found[:, ids.shape[1] :].tolist()
 
 
 def steering_vectors(peers: Peers, prompts: list[tuple[int, ...]], layer: int, vector: torch.Tensor, window: int) -> Texts:
@@ -87,57 +129,54 @@ def steering_vectors(peers: Peers, prompts: list[tuple[int, ...]], layer: int, v
         return [hf_generate(peers, torch.tensor([p]), torch.ones(1, len(p)).long())[0] for p in prompts]
 
 
-def _tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
-    """One word per token: TransformerLens's cache needs a tokenizer to know what is padding."""
-    words = Tokenizer(WordLevel({f"w{i}": i for i in range(vocabulary)}, unk_token="w0"))
-    return PreTrainedTokenizerFast(tokenizer_object=words, bos_token="w0", eos_token="w0", pad_token="w0")
+def word_tokenizer(peers: Peers) -> PreTrainedTokenizerBase:
+    """One word per token, from a folder: libraries that are given tokens want a tokenizer all the same, and read it again by its name."""
+    words = Tokenizer(WordLevel({f"w{i}": i for i in range(peers.work.vocabulary)}, unk_token="w0"))
+    PreTrainedTokenizerFast(tokenizer_object=words, bos_token="w0", eos_token="w0", pad_token="w0").save_pretrained(peers.folder)
+    peers.model.config.save_pretrained(peers.folder)
+    return AutoTokenizer.from_pretrained(peers.folder)
 
 
-def transformer_lens_model(model: Any, work: Work) -> Any:
-    """The same weights as a HookedTransformer, unprocessed, checked to give the same logits."""
-    from transformer_lens import HookedTransformer, HookedTransformerConfig
-    from transformer_lens.pretrained.weight_conversions import convert_neo_weights
+def lens_model(peers: Peers) -> Any:
+    """The same model in TransformerLens's form, checked to give the same logits."""
+    from transformer_lens.model_bridge import TransformerBridge
 
-    config = HookedTransformerConfig(
-        n_layers=work.n_layers, d_model=work.d_model, n_ctx=model.config.max_position_embeddings, d_head=work.d_model // 12, n_heads=12,
-        d_mlp=4 * work.d_model, d_vocab=work.vocabulary, act_fn="gelu_new", normalization_type="LN", use_attn_scale=False,
-        use_local_attn=True, attn_types=list(model.config.attention_layers), window_size=model.config.window_size, device="cpu",
-        default_prepend_bos=False,
-    )  # fmt: skip
-    lens = HookedTransformer(config)
-    lens.tokenizer = _tokenizer(work.vocabulary)
-    lens.load_state_dict({**lens.state_dict(), **convert_neo_weights(model, config)})
-    lens.eval().requires_grad_(False)
-    tokens = torch.tensor([work.prompts()[0]])
-    gap = float((lens(tokens) - model(tokens).logits).abs().max())
+    lens = TransformerBridge.boot_transformers("gpt-neo", hf_model=peers.model, tokenizer=word_tokenizer(peers), device="cpu")
+    tokens = torch.tensor([peers.work.prompts()[0]])
+    gap = float((lens(tokens) - peers.model(tokens).logits).abs().max())
     if not gap < 1e-2:
         raise RuntimeError(f"TransformerLens's logits differ by {gap}")
     return lens
 
 
-def lens_generate(
-    peers: Peers, prompts: list[tuple[int, ...]], hook: tuple[str, Callable[..., Any]], cached: bool
-) -> Texts:
-    """TransformerLens's `generate` under a hook, greedy, for prompts of one length at a time."""
-    applied: AbstractContextManager[Any] = peers.lens.hooks(fwd_hooks=[hook])
+def lens_generate(peers: Peers, ids: torch.Tensor, mask: torch.Tensor | None, layer: int, edit: Callable[..., Any], cached: bool) -> Texts:
+    """TransformerLens's `generate` under a hook, greedy."""
+    applied: AbstractContextManager[Any] = peers.wrapped.hooks(fwd_hooks=[(f"blocks.{layer}.hook_in", edit)])
     with applied:
-        return [
-            peers.lens.generate(
-                torch.tensor([p]), max_new_tokens=peers.work.n_steps, stop_at_eos=False, do_sample=False,
-                use_past_kv_cache=cached, prepend_bos=False, verbose=False, return_type="tokens",
-            )[0, len(p) :].tolist()
-            for p in prompts
-        ]  # fmt: skip
+        found = peers.wrapped.generate(
+            ids, attention_mask=mask, max_new_tokens=peers.work.n_steps, stop_at_eos=False, do_sample=False, use_past_kv_cache=cached,
+            prepend_bos=False, verbose=False, return_type="tokens",
+        )  # fmt: skip
+    return found[:, ids.shape[1] :].tolist()
+
+
+def newest(vector: torch.Tensor) -> Callable[..., Any]:
+    """A hook that edits the newest position: with a cache, every generated position once, for good."""
+
+    def edit(stream: torch.Tensor, hook: Any) -> torch.Tensor:
+        return torch.cat([stream[:, :-1], stream[:, -1:] + vector], dim=1)
+
+    return edit
 
 
 def lens_cached(peers: Peers, prompts: list[tuple[int, ...]], layer: int, vector: torch.Tensor, window: int) -> Texts:
-    """With its cache, a text at a time: every generated position is edited once, for good."""
+    """With its cache, a text at a time."""
+    return [lens_generate(peers, torch.tensor([p]), None, layer, newest(vector), cached=True)[0] for p in prompts]
 
-    def edit(stream: torch.Tensor, hook: Any) -> torch.Tensor:
-        stream[:, -1:] += vector
-        return stream
 
-    return lens_generate(peers, prompts, (f"blocks.{layer}.hook_resid_pre", edit), cached=True)
+def lens_batch(peers: Peers, prompts: list[tuple[int, ...]], layer: int, vector: torch.Tensor, window: int) -> Texts:
+    """With its cache, a condition's prompts in one left-padded batch."""
+    return lens_generate(peers, *left_padded(prompts), layer, newest(vector), cached=True)
 
 
 def lens_window(peers: Peers, prompts: list[tuple[int, ...]], layer: int, vector: torch.Tensor, window: int) -> Texts:
@@ -147,33 +186,36 @@ def lens_window(peers: Peers, prompts: list[tuple[int, ...]], layer: int, vector
 
         def edit(stream: torch.Tensor, hook: Any, length: int = len(prompt)) -> torch.Tensor:
             first = min(stream.shape[1] - 1, max(length, stream.shape[1] - window))
-            stream[:, first:] += vector
-            return stream
+            return torch.cat([stream[:, :first], stream[:, first:] + vector], dim=1)
 
-        texts += lens_generate(peers, [prompt], (f"blocks.{layer}.hook_resid_pre", edit), cached=False)
+        texts += lens_generate(peers, torch.tensor([prompt]), None, layer, edit, cached=False)
     return texts
 
 
 PEERS: dict[str, Callable[..., Texts]] = {
     "transformer_lens": lens_cached,
+    "transformer_lens, batch of 8": lens_batch,
     "transformer_lens uncached": lens_window,
+    "nnsight, batch of 8": nnsight_batch,
+    "pyvene, batch of 8": pyvene_batch,
     "steering-vectors": steering_vectors,
     "transformers hooks": hf_one,
     "transformers hooks, batch of 8": hf_batch,
 }
+WRAPPERS: dict[str, Callable[[Peers], Any]] = {"transformer_lens": lens_model, "nnsight": nnsight_model}
 
 
 @torch.inference_mode()
 def main() -> None:
     """Answers requests until standard input ends. The first line sent says which versions are here."""
     answers, sys.stdout = sys.stdout, sys.stderr
-    peers = Peers({"neo": NEO, "quick": QUICK}[sys.argv[1]], CLOCKS[sys.argv[2]])
+    package, work, clock, weights = sys.argv[1:]
+    peers = Peers({"neo": NEO, "quick": QUICK}[work], CLOCKS[clock], Path(weights))
 
     def answer(payload: object) -> None:
         print(json.dumps(payload), file=answers, flush=True)
 
-    names = ("transformer_lens", "steering-vectors", "transformers", "torch")
-    answer({name: importlib.metadata.version(name) for name in names})
+    answer({name: importlib.metadata.version(name) for name in (package, "transformers", "torch")})
     for line in sys.stdin:
         request = json.loads(line)
         try:

@@ -121,6 +121,10 @@ def until(holds: Callable[[], bool], what: str) -> None:
 
 
 def _free_port() -> int:
+    """Ray does not start if its dashboard gets the port that the dashboard's agent takes."""
+    from ray._private.ray_constants import DEFAULT_DASHBOARD_AGENT_LISTEN_PORT
+
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
+        port = int(found.getsockname()[1])
+    return _free_port() if port == DEFAULT_DASHBOARD_AGENT_LISTEN_PORT else port
