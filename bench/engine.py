@@ -32,6 +32,7 @@ import torch
 import transformers
 from engine_environment import ENVIRONMENT_OF, PeerProcess, peer_python
 from engine_work import CLOCKS, NEO, QUICK, STUDY, Work
+from safetensors.torch import save_model
 
 from emo_mlflow.common.machine import gemm_rate, peak_memory
 from emo_mlflow.models.blocks import BlockStack
@@ -277,8 +278,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         peers: dict[str, PeerProcess] = {}
         if given.peers != "none" and not (given.quick and given.peers is None) and work is not STUDY:
             folder = Path(given.peers or platformdirs.user_cache_path("emo_mlflow") / "bench-peers")
-            weights = Path(closing.enter_context(tempfile.TemporaryDirectory())) / "weights.pt"
-            torch.save(work.model().state_dict(), weights)
+            weights = Path(closing.enter_context(tempfile.TemporaryDirectory())) / "weights.safetensors"
+            save_model(work.model(), str(weights))
             for package in dict.fromkeys(ENVIRONMENT_OF.values()):
                 peers[package] = PeerProcess(package, peer_python(folder, package), name, given.clock, weights)
                 closing.callback(peers[package].close)

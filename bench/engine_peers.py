@@ -16,9 +16,10 @@ from typing import Any
 
 import torch
 from engine_work import CLOCKS, NEO, QUICK, Work
+from safetensors.torch import load_model
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 Texts = list[list[int]]
 
@@ -31,7 +32,7 @@ class Peers:
         self.folder = weights.parent / "tokenizer"
         self.clock = clock
         self.model = work.model()
-        self.model.load_state_dict(torch.load(weights))
+        load_model(self.model, weights)
         self.directions = torch.from_numpy(work.directions(work.residual_norms(self.model)))
         self.wrapped: Any = None
 
@@ -129,12 +130,14 @@ def steering_vectors(peers: Peers, prompts: list[tuple[int, ...]], layer: int, v
         return [hf_generate(peers, torch.tensor([p]), torch.ones(1, len(p)).long())[0] for p in prompts]
 
 
-def word_tokenizer(peers: Peers) -> PreTrainedTokenizerBase:
+def word_tokenizer(peers: Peers) -> PreTrainedTokenizerFast:
     """One word per token, from a folder: libraries that are given tokens want a tokenizer all the same, and read it again by its name."""
     words = Tokenizer(WordLevel({f"w{i}": i for i in range(peers.work.vocabulary)}, unk_token="w0"))
-    PreTrainedTokenizerFast(tokenizer_object=words, bos_token="w0", eos_token="w0", pad_token="w0").save_pretrained(peers.folder)
-    peers.model.config.save_pretrained(peers.folder)
-    return AutoTokenizer.from_pretrained(peers.folder)
+    place = str(peers.folder)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, bos_token="w0", eos_token="w0", pad_token="w0", name_or_path=place)
+    tokenizer.save_pretrained(place)
+    peers.model.config.save_pretrained(place)
+    return tokenizer
 
 
 def lens_model(peers: Peers) -> Any:
