@@ -27,7 +27,8 @@ Texts = list[list[int]]
 class Peers:
     """One model in every library's form. Every peer maps (prompts, layer, vector, window) to the new tokens of each prompt."""
 
-    def __init__(self, work: Work, clock: Callable[[], float], weights: Path) -> None:
+    def __init__(self, package: str, work: Work, clock: Callable[[], float], weights: Path) -> None:
+        self.package = package
         self.work = work
         self.folder = weights.parent / "tokenizer"
         self.clock = clock
@@ -39,7 +40,7 @@ class Peers:
     def run(self, name: str, direction: int, layer: int, window: int) -> tuple[float, Texts]:
         """Seconds and texts of one condition; what a library needs to be set up once is not counted."""
         if self.wrapped is None:
-            self.wrapped = next((wrap(self) for start, wrap in WRAPPERS.items() if name.startswith(start)), self.model)
+            self.wrapped = WRAPPERS[self.package](self) if self.package in WRAPPERS else self.model
         peer: Callable[..., Texts] = PEERS[name]
         start = self.clock()
         texts = peer(self, self.work.prompts(), layer, self.directions[direction, layer], window)
@@ -213,7 +214,7 @@ def main() -> None:
     """Answers requests until standard input ends. The first line sent says which versions are here."""
     answers, sys.stdout = sys.stdout, sys.stderr
     package, work, clock, weights = sys.argv[1:]
-    peers = Peers({"neo": NEO, "quick": QUICK}[work], CLOCKS[clock], Path(weights))
+    peers = Peers(package, {"neo": NEO, "quick": QUICK}[work], CLOCKS[clock], Path(weights))
 
     def answer(payload: object) -> None:
         print(json.dumps(payload), file=answers, flush=True)

@@ -35,11 +35,8 @@ def largest_spearman(label: Floats) -> float:
     The square root of 1 - sum(t^3 - t) / (n^3 - n) over groups of t equal labels, which is the correction for ties of Kendall (1945); NaN
     where the labels do not vary.
     """
-    n, (_, groups) = len(label), np.unique(np.asarray(label), return_counts=True)
-    if len(groups) < 2:
-        return float("nan")
-    size = groups.astype(float)
-    return float(np.sqrt(1 - (size**3 - size).sum() / (float(n) ** 3 - n)))
+    ranks = stats.rankdata(label)
+    return float(np.sqrt(stats.tiecorrect(ranks))) if len(ranks) and np.ptp(ranks) else float("nan")
 
 
 def weighted_kappa(first: npt.ArrayLike, second: npt.ArrayLike) -> float:

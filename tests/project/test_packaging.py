@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 import tarfile
@@ -18,6 +17,7 @@ from pathlib import Path, PurePosixPath
 import mlflow
 import pytest
 import yaml
+from servers import free_port
 
 from emo_mlflow import __version__
 from emo_mlflow.commands.doctor import TESTED_PYTHONS
@@ -129,9 +129,7 @@ def git_url(tmp_path_factory):
     git("clone", "--quiet", "--bare", "--depth", "1", f"file://{ROOT}", str(folder / "emo_mlflow.git"))
     git("update-ref", "refs/heads/main", git("rev-parse", "HEAD").strip(), where=folder / "emo_mlflow.git")
     git("symbolic-ref", "HEAD", "refs/heads/main", where=folder / "emo_mlflow.git")
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
+    port = free_port()
     words = ["git", "daemon", "--export-all", "--reuseaddr", "--listen=127.0.0.1", f"--port={port}", f"--base-path={folder}", str(folder)]
     daemon = subprocess.Popen(words, stderr=subprocess.DEVNULL, start_new_session=True)
     url = f"git://127.0.0.1:{port}/emo_mlflow.git"

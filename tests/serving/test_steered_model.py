@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -24,6 +23,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from places import write_texts
 from safetensors.numpy import save_file
+from servers import free_port
 from synthetic import synthetic_sweep
 from tiny_models import CONTEXT, save_tiny
 from tiny_scorers import write_scorer
@@ -101,12 +101,6 @@ def swept(place: Path, **setting) -> pd.DataFrame:
     clean = done[done["condition_id"] == baseline].set_index("prompt_id")["completion"]
     texts = sweep.prompts.set_index("prompt_id")["text"]
     return pd.DataFrame({"prompt": texts, "completion": patched, "baseline": clean})
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 def ask(url: str, payload: dict) -> tuple[int, dict]:

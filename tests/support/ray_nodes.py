@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import sys
 import tempfile
 import time
@@ -16,6 +15,7 @@ from typing import Any
 
 import psutil
 import pytest
+from servers import free_port
 
 STORE_BYTES = 100 * 2**20
 PATIENCE = 600.0  # until a hang is called one, on two cores that others use too
@@ -54,7 +54,7 @@ def mortal_node(dashboard: bool = False) -> Iterator[tuple[str, str, Second]]:
     from ray.cluster_utils import Cluster
 
     before = {process.pid for process in psutil.Process().children(recursive=True)}
-    port = _free_port()
+    port = _dashboard_port()
     node = {"num_cpus": 1, "object_store_memory": STORE_BYTES}
     options = {"include_dashboard": dashboard, "dashboard_port": port, "dashboard_host": "127.0.0.1"}
     with _folder_of_ray():
@@ -120,11 +120,9 @@ def until(holds: Callable[[], bool], what: str) -> None:
         time.sleep(0.02)
 
 
-def _free_port() -> int:
+def _dashboard_port() -> int:
     """Ray does not start if its dashboard gets the port that the dashboard's agent takes."""
     from ray._private.ray_constants import DEFAULT_DASHBOARD_AGENT_LISTEN_PORT
 
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = int(found.getsockname()[1])
-    return _free_port() if port == DEFAULT_DASHBOARD_AGENT_LISTEN_PORT else port
+    port = free_port()
+    return _dashboard_port() if port == DEFAULT_DASHBOARD_AGENT_LISTEN_PORT else port

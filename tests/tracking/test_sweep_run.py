@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -18,6 +17,7 @@ import pandas as pd
 import pyarrow.dataset as ds
 import pytest
 from mlflow import MlflowClient
+from servers import free_port
 from synthetic import synthetic_sweep
 
 from emo_mlflow import find_sweeps, load_sweep
@@ -267,12 +267,6 @@ def test_directions_are_a_file_or_a_run(store, tmp_path):
     assert fetch_directions(run_id, store).name == "directions.safetensors"
     with pytest.raises(UserError, match="neither a file nor a run"):
         fetch_directions(str(tmp_path / "absent.safetensors"), store)
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 def test_a_server_that_is_not_there_is_an_error_at_once():
