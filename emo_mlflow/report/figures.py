@@ -28,8 +28,7 @@ MOST_NUMBERS = 60  # cells of a heat map beyond which numbers are not written in
 
 def heat_maps(result: SweepResult) -> Figure:
     """Layer x emotion, one panel per family of metrics: the mean difference from the baseline over prompts."""
-    table = effect_table(result)
-    table = table[table["kind"] == "emotion"].copy()
+    table = result.effects_of(("emotion",))
     metrics = set(table["metric"])
     families = {title: name for title, name in FAMILIES.items() if name is None or name in metrics}
     table["row"] = [

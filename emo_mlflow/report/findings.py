@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from emo_mlflow.statistics.intervals import LEAST
 from emo_mlflow.statistics.moments import LEVEL, Floats
 from emo_mlflow.sweeping.results import SweepResult, controlled
 from emo_mlflow.sweeping.schemas import FLUENCY
+from emo_mlflow.types import ASKING
 
 SMALLEST_EFFECT = 0.02  # of a probability; a smaller change is not called one
 BROKEN = FLUENCY["broken"]
@@ -81,19 +83,21 @@ class Finding:
 
 
 def effect_table(result: SweepResult) -> pd.DataFrame:
-    """Effects with the columns of their conditions."""
-    return result.effects.merge(result.conditions, on="condition_id", validate="many_to_one")
+    """Effects with the columns of their conditions; of random controls only what they are read for, their emotion's own label and broken text."""
+    table = result.effects_of(("emotion", *ASKING))
+    metrics = set(table["metric"])
+    compared = {emotion: target_metric(emotion, metrics) for emotion in table["emotion"].unique()}
+    controls = (result.effects_of(("random",), emotion, {BROKEN, target or BROKEN}) for emotion, target in compared.items())
+    return pd.concat([table, *controls], ignore_index=True)
 
 
 def findings(result: SweepResult) -> list[Finding]:
     """The strongest condition of every emotion, by the largest mean difference of its target metric, in the direction expected."""
     table = effect_table(result)
-    alphas = table["alpha"].astype(float).fillna(1.0)
-    table["sign"] = [expected_sign(result.config.operation, alpha) for alpha in alphas]
-    return [_finding(emotion, table) for emotion in dict.fromkeys(table.loc[table["kind"] == "emotion", "emotion"])]
+    return [_finding(result, emotion, table) for emotion in dict.fromkeys(table.loc[table["kind"] == "emotion", "emotion"])]
 
 
-def _finding(emotion: str, table: pd.DataFrame) -> Finding:
+def _finding(result: SweepResult, emotion: str, table: pd.DataFrame) -> Finding:
     own = table[table["emotion"] == emotion]
     effects = own[own["kind"] == "emotion"]
     target = target_metric(emotion, set(effects["metric"]))
@@ -102,9 +106,10 @@ def _finding(emotion: str, table: pd.DataFrame) -> Finding:
     metric = target or str(moved)
     measured = own[own["metric"] == metric]
     if target:
-        asked = measured[measured["sign"] == measured["sign"].max()]
-        measured = asked.assign(size=asked["sign"] * asked["mean_diff"])
+        sign = measured["alpha"].astype(float).fillna(1.0).map(partial(expected_sign, result.config.operation))
+        measured = measured.assign(size=sign * measured["mean_diff"])[sign == sign.max()]
     else:
+        measured = pd.concat([measured, result.effects_of(("random",), emotion, (metric,))])
         measured = measured.assign(size=measured["mean_diff"].abs())
     candidates, controls = (measured[measured["kind"] == kind] for kind in ("emotion", "random"))
     best: Mapping[Any, Any] = candidates.iloc[int(candidates["size"].fillna(-np.inf).to_numpy().argmax())].to_dict()

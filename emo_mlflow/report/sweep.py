@@ -24,7 +24,7 @@ from emo_mlflow.report.blocks import (
     to_markdown,
 )
 from emo_mlflow.report.figures import against_random, effect_against_price, heat_maps
-from emo_mlflow.report.findings import BROKEN, SMALLEST_EFFECT, Finding, effect_table, findings
+from emo_mlflow.report.findings import BROKEN, SMALLEST_EFFECT, Finding, findings
 from emo_mlflow.report.style import save
 from emo_mlflow.scoring.broken import RISE
 from emo_mlflow.scoring.targets import target_metric
@@ -87,9 +87,8 @@ def brief(found: Finding) -> str:
 
 def asking_lines(result: SweepResult) -> list[str]:
     """A sentence per emotion and way of asking for it: what that does to the emotion's own label, and to the text."""
-    table = effect_table(result)
     lines = []
-    for _, rows in table[table["kind"].isin(ASKING)].groupby("condition_id", sort=False):
+    for _, rows in result.effects_of(ASKING).groupby("condition_id", sort=False):
         by_metric = {row["metric"]: row for row in rows.to_dict("records")}
         emotion, kind = str(rows["emotion"].iloc[0]), str(rows["kind"].iloc[0])
         if (target := target_metric(emotion, set(by_metric))) is None:

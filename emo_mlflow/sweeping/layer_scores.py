@@ -14,17 +14,18 @@ from emo_mlflow.sweeping.schemas import FLUENCY
 Scores = dict[str, dict[int, float]]
 
 
-def layer_scores(conditions: pd.DataFrame, effects: pd.DataFrame, accuracy: Mapping[str, Sequence[float]]) -> Scores:
+def layer_scores(effects: pd.DataFrame, accuracy: Mapping[str, Sequence[float]]) -> Scores:
     """By emotion and swept layer, how far the best strength moves the emotion's own label, the way it should, without breaking the text.
 
     Where no score is the emotion's own, or every text breaks: how well the direction tells held-out texts apart at that layer.
 
     Args:
+        effects: of the conditions of emotions, with the columns of these.
         accuracy: of directions that were fitted, by emotion, for every layer.
     """
     found: Scores = {}
     wide = effects.pivot(index="condition_id", columns="metric", values="mean_diff")
-    for emotion, rows in conditions[conditions["kind"] == "emotion"].groupby("emotion", sort=False):
+    for emotion, rows in effects.drop_duplicates("condition_id").groupby("emotion", sort=False):
         name = str(emotion)
         own, target = rows.set_index("condition_id"), target_metric(name, set(wide.columns))
         kept = wide.reindex(own.index)

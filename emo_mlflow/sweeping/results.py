@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
 from emo_mlflow.common.columns import VALUES
@@ -43,7 +45,7 @@ class SweepResult:
         prompts: those that were continued.
         fit_prompts: those that directions were fitted on.
         swept: the directions that were injected, or the heads that were replaced.
-        cells: the folder of the tables that have a row per cell, completions.parquet and scores.parquet.
+        streamed: the folder of the tables that may not fit the memory, completions.parquet, scores.parquet and effects.parquet.
         metrics: numbers about the run itself: cells per second, tokens per second, peak memory, failed cells, ...
     """
 
@@ -53,13 +55,12 @@ class SweepResult:
     fit_prompts: pd.DataFrame
     swept: Swept
     conditions: pd.DataFrame
-    cells: Path
-    effects: pd.DataFrame
+    streamed: Path
     metrics: Mapping[str, float]
 
     def scan(self, name: str) -> ds.Dataset:
-        """`completions` or `scores` on disk, of which only what is asked for is read."""
-        return ds.dataset(self.cells / f"{name}.parquet", format="parquet")
+        """`completions`, `scores` or `effects` on disk, of which only what is asked for is read."""
+        return ds.dataset(self.streamed / f"{name}.parquet", format="parquet")
 
     @property
     def completions(self) -> pd.DataFrame:
@@ -70,3 +71,25 @@ class SweepResult:
     def scores(self) -> pd.DataFrame:
         """A row per cell that did not fail, all in memory."""
         return self.scan("scores").to_table().to_pandas()
+
+    @property
+    def effects(self) -> pd.DataFrame:
+        """A row per condition and metric, all in memory."""
+        return self.scan("effects").to_table().to_pandas()
+
+    def effects_of(self, kinds: Collection[str], emotion: str | None = None, metrics: Collection[str] | None = None) -> pd.DataFrame:
+        """Effects of the conditions of some kinds, with the columns of these conditions, in the sweep's order.
+
+        Args:
+            emotion: only of its conditions.
+            metrics: only these.
+        """
+        own = self.conditions["kind"].isin(kinds)
+        if emotion is not None:
+            own &= self.conditions["emotion"] == emotion
+        asked = self.conditions[own]
+        wanted = pc.field("condition_id").isin(pa.array(asked["condition_id"], pa.large_string()))
+        if metrics is not None:
+            wanted &= pc.field("metric").isin(list(metrics))
+        found = self.scan("effects").to_table(filter=wanted).to_pandas()
+        return found.merge(asked, on="condition_id", validate="many_to_one")

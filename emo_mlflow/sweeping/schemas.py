@@ -84,6 +84,6 @@ EFFECTS = Declared(
 TABLES = {
     "prompts": PROMPTS, "fit_prompts": PROMPTS, "conditions": CONDITIONS, "completions": COMPLETIONS, "scores": SCORES, "effects": EFFECTS,
 }  # fmt: skip
-CELL_TABLES = ("completions", "scores")  # those with a row per cell, which may not fit the memory
+STREAMED = ("completions", "scores", "effects")  # those that may not fit the memory: they are written part by part
 KEYS = list(COMPLETIONS.key)
 FLUENCY = {name: f"fluency.{name}" for name in ("broken", "nll", "distinct_2")}  # columns of completions that are metrics too

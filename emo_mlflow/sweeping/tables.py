@@ -28,7 +28,7 @@ from emo_mlflow.statistics.effects import condition_effects
 from emo_mlflow.statistics.moments import Floats, Mask
 from emo_mlflow.sweeping.plan import Plan
 from emo_mlflow.sweeping.results import SweepResult
-from emo_mlflow.sweeping.schemas import COMPLETIONS, CONDITIONS, FLUENCY, KEYS, PROMPTS, SCORES
+from emo_mlflow.sweeping.schemas import COMPLETIONS, CONDITIONS, EFFECTS, FLUENCY, KEYS, PROMPTS, SCORES
 from emo_mlflow.sweeping.stages import COMPLETION
 from emo_mlflow.sweeping.swept import Swept
 from emo_mlflow.types import Condition, Prompt
@@ -219,9 +219,9 @@ def assemble(
     config: SweepConfig, facts: Mapping[str, Any], prompts: PromptSet, swept: Swept, work: Work, metrics: Mapping[str, float]
 ) -> SweepResult:
     """The result of a sweep whose cells are scored: its tables, in an order that does not depend on how the work was cut."""
-    conditions = condition_rows(work.plan.conditions, swept)
-    effects, baseline = [], None
-    with COMPLETIONS.writer(work.folder / "completions.parquet") as write:
+    conditions, baseline = condition_rows(work.plan.conditions, swept), None
+    files = work.folder / "completions.parquet", work.folder / "effects.parquet"
+    with COMPLETIONS.writer(files[0]) as write, EFFECTS.writer(files[1]) as write_effects:
         for own, (texts, scores) in zip(work.group_conditions(), work.tables(), strict=True):
             texts = with_broken(texts)
             write(texts)
@@ -232,7 +232,7 @@ def assemble(
                 baseline = values[values["condition_id"] == conditions["condition_id"].iloc[0]]
             else:
                 values, rows = pd.concat([baseline, values]), pd.concat([conditions.iloc[:1], rows])
-            effects.append(condition_effects(values, rows))
+            write_effects(condition_effects(values, rows))
     versions = {name: version(name) for name in VERSIONED}
     versions |= {"emo_mlflow": __version__, "python": sys.version.split()[0]}
     result = SweepResult(
@@ -242,8 +242,7 @@ def assemble(
         fit_prompts=prompt_table(prompts.fit),
         swept=swept,
         conditions=conditions.assign(n_patched=[work.n_patched.get(name, 0) for name in conditions["condition_id"]]),
-        cells=work.folder,
-        effects=pd.concat(effects, ignore_index=True),
+        streamed=work.folder,
         metrics=metrics,
     )
     if work.temporary is not None:

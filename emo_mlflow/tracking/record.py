@@ -25,12 +25,13 @@ from emo_mlflow.settings.sweep import SweepConfig
 from emo_mlflow.settings.tables import PARAMETERS
 from emo_mlflow.sweeping.layer_scores import dump_scores, layer_scores
 from emo_mlflow.sweeping.results import SweepResult, controlled
-from emo_mlflow.sweeping.schemas import CELL_TABLES, TABLES
+from emo_mlflow.sweeping.schemas import STREAMED, TABLES
 from emo_mlflow.sweeping.swept import SweptHeads
 from emo_mlflow.tracking.values import Values, finite, milliseconds, model_params, param_text
 from emo_mlflow.types import ASKING, Condition
 
 CHILD_LIMIT = 200
+MEASURED = ("emotion", *ASKING)  # the kinds of conditions that have a run of their own
 RECORD, ARTIFACTS = "record.json", "artifacts"
 SETTING = ("emotion", "layer", "head", "alpha", "patch_window")
 CHILD_PARAMS = ("profile", *(name for name, item in PARAMETERS.items() if item.of_child))
@@ -79,15 +80,15 @@ def plan_children(
     Args:
         conditions: the sweep's, as planned, or rows of the result's table.
     """
-    rows = [asdict(c) | {"condition_id": c.condition_id} if isinstance(c, Condition) else c for c in conditions]
-    wanted = [row for row in rows if row["kind"] in ("emotion", *ASKING)]
     if config.child_runs == "none":
         return (), None
+    wanted = [c for c in conditions if (c.kind if isinstance(c, Condition) else c["kind"]) in MEASURED]
     if config.child_runs == "auto" and len(wanted) > CHILD_LIMIT:
         return (), f"none: {len(wanted)} conditions are more than {CHILD_LIMIT}; child_runs=all logs them"
+    rows = [asdict(c) | {"condition_id": c.condition_id} if isinstance(c, Condition) else c for c in wanted]
     shared = {name: param_text(getattr(config, name)) for name in CHILD_PARAMS}
-    n_windows = len({row["patch_window"] for row in wanted if row["kind"] == "emotion"})
-    return tuple(_child(shared, row, n_windows) for row in wanted), None
+    n_windows = len({row["patch_window"] for row in rows if row["kind"] == "emotion"})
+    return tuple(_child(shared, row, n_windows) for row in rows), None
 
 
 def _child(shared: Mapping[str, str], row: Mapping[Any, Any], n_windows: int) -> Child:
@@ -106,15 +107,14 @@ def child_name(condition: Mapping[Any, Any], n_windows: int) -> str:
 
 def sweep_record(result: SweepResult) -> Record:
     """Lays out a finished sweep; numbers that are not finite are left out, which SQL stores would change."""
-    effects = result.effects.merge(result.conditions, on="condition_id")
-    rows = result.conditions.to_dict("records")
+    rows = result.conditions[result.conditions["kind"].isin(MEASURED)].to_dict("records")
     children, reason = plan_children(result.config, rows)
     by_id = {row["condition_id"]: row for row in rows}
-    of_children = effects if children else effects.iloc[:0]
-    by_condition = dict(list(of_children.groupby("condition_id")))
+    effects = result.effects_of(MEASURED)
+    by_condition = dict(list(effects.groupby("condition_id")))
     randoms: dict[tuple[Any, ...], list[dict[Any, Any]]] = {}
-    for control in of_children[of_children["kind"] == "random"].to_dict("records"):
-        randoms.setdefault(controlled(control), []).append(control)
+    for _, own in result.effects_of(("random",) if children else ()).groupby("condition_id", sort=False):
+        randoms.setdefault(controlled(own.iloc[0].to_dict()), []).extend(own[["metric", "mean_diff", "draw"]].to_dict("records"))
 
     def measured(child: Child) -> Child:
         row = by_id[child.condition_id]
@@ -127,7 +127,7 @@ def sweep_record(result: SweepResult) -> Record:
     return Record(
         timestamp=milliseconds(),
         params=sweep_params(result.config) | model_params(result.facts),
-        metrics=finite([*facts, *best_metrics(found), *parent_metrics(result.config, effects)]),
+        metrics=finite([*facts, *best_metrics(found), *parent_metrics(result.config, effects[effects["kind"] == "emotion"])]),
         note=note(result, found),
         answers=dict(map(best_answer, found)),
         children=tuple(map(measured, children)),
@@ -152,8 +152,8 @@ def parent_metrics(config: SweepConfig, effects: pd.DataFrame) -> Iterator[tuple
     """(name, mean difference, layer) for every emotion condition and metric; of a layer's heads, the one that changes it most."""
     n_windows = effects["patch_window"].nunique()
     order = effects["mean_diff"].abs().sort_values(ascending=False, kind="stable").index
-    largest = effects.loc[order].drop_duplicates(["kind", "emotion", "layer", "alpha", "patch_window", "metric"]).sort_index()
-    for row in largest[largest["kind"] == "emotion"].to_dict("records"):
+    largest = effects.loc[order].drop_duplicates(["emotion", "layer", "alpha", "patch_window", "metric"]).sort_index()
+    for row in largest.to_dict("records"):
         window = None if pd.isna(row["patch_window"]) else int(row["patch_window"])
         name = effect_name(row["emotion"], row["metric"], row["alpha"], window, len(config.alphas), n_windows)
         yield name, row["mean_diff"], int(row["layer"])
@@ -195,13 +195,13 @@ def write_artifacts(result: SweepResult, folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
     for name, declared in TABLES.items():
         path = folder / f"{name}.parquet"
-        if name in CELL_TABLES:
-            shutil.copyfile(result.cells / path.name, path)
+        if name in STREAMED:
+            shutil.copyfile(result.streamed / path.name, path)
         else:
             declared.write(getattr(result, name), path)
     kept = ("fit_hash", "model_fingerprint", "residual_norms", *IDENTITY)
     metadata = {name: str(result.facts[name]) for name in kept if name in result.facts}
-    metadata["layer_scores"] = dump_scores(layer_scores(result.conditions, result.effects, result.facts.get("direction_accuracy", {})))
+    metadata["layer_scores"] = dump_scores(layer_scores(result.effects_of(("emotion",)), result.facts.get("direction_accuracy", {})))
     result.swept.save(folder, metadata)
     if isinstance(result.swept, SweptHeads):
         write_heads_report(result, result.swept, folder)

@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner
 from mlflow import MlflowClient
 from scipy.stats import mannwhitneyu, spearmanr
-from synthetic import cells_on_disk, synthetic_sweep
+from synthetic import on_disk, synthetic_sweep
 
 from emo_mlflow import load_sweep
 from emo_mlflow.cli.main import main
@@ -33,7 +33,7 @@ def place(tmp_path_factory):
     uri = f"sqlite:///{folder}/store.db"
     sweep = synthetic_sweep(n_prompts=20, n_layers=3, emotions=("gratitude", "anger"), n_random=2)
     texts = [f"{sign} text {i} {EVIL}" for i, sign in zip(range(len(sweep.completions)), "=- x" * 10_000, strict=False)]
-    sweep = replace(sweep, cells=cells_on_disk(sweep.completions.assign(completion=texts), sweep.scores))
+    sweep = replace(sweep, streamed=on_disk(sweep.completions.assign(completion=texts), sweep.scores, sweep.effects))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)  # where a store of its own keeps artifacts
         with SweepRun.open(sweep.config, tracking_uri=uri) as run:

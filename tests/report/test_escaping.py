@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from synthetic import cells_on_disk, synthetic_sweep
+from synthetic import on_disk, synthetic_sweep
 
 from emo_mlflow.common.names import one_line, printable
 from emo_mlflow.report.blocks import Bullets, Heading, Paragraph, Table, to_html, to_markdown
@@ -75,7 +75,7 @@ def test_the_sweeps_report_escapes_what_a_model_wrote(tmp_path):
         config=replace(sweep.config, model=evil, scorers=(evil,)),
         facts={**sweep.facts, "prompt_source": evil, "device": evil},
         prompts=sweep.prompts.assign(text=evil),
-        cells=cells_on_disk(sweep.completions.assign(completion=evil), sweep.scores),
+        streamed=on_disk(sweep.completions.assign(completion=evil), sweep.scores, sweep.effects),
     )
     write_report(sweep, tmp_path)
     for path in sorted(tmp_path.rglob("*.md")) + sorted(tmp_path.rglob("*.html")):

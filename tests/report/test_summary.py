@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
-from synthetic import synthetic_sweep
+from synthetic import synthetic_sweep, with_effects
 
 from emo_mlflow.report.findings import findings
 from emo_mlflow.report.sweep import summary_lines, verdicts, write_report
@@ -26,7 +24,7 @@ def test_a_label_that_is_not_the_emotions_own_is_not_called_so():
 def test_a_change_that_is_none_is_not_called_an_effect():
     result = synthetic_sweep(emotions=("anger",), alphas=(1.0,))
     small = result.effects["mean_diff"].clip(-0.01, 0.01)
-    flat = replace(result, effects=result.effects.assign(mean_diff=small))
+    flat = with_effects(result, result.effects.assign(mean_diff=small))
     assert "anger: no effect of 0.02 or more" in summary_lines(flat)
     (verdict,) = verdicts(flat, findings(flat))
     assert "no effect of 0.02 or more" in verdict and "raised" not in verdict
@@ -59,7 +57,7 @@ def test_without_likelihoods_the_report_says_that_the_price_is_not_known(tmp_pat
     result = synthetic_sweep(emotions=("anger",), alphas=(1.0,))
     known = ~result.effects["metric"].isin([FLUENCY[name] for name in ("broken", "nll")])
     numbers = result.effects.columns.drop(["condition_id", "metric", "n"])
-    write_report(replace(result, effects=result.effects.assign(**{name: result.effects[name].where(known) for name in numbers})), tmp_path)
+    write_report(with_effects(result, result.effects.assign(**{name: result.effects[name].where(known) for name in numbers})), tmp_path)
     assert sorted(path.name for path in (tmp_path / "figures").glob("*.png")) == ["against_random.png", "layers.png"]
     report = (tmp_path / "report.md").read_text(encoding="utf-8")
     assert "what an effect costs is not known" in report and "price" not in report

@@ -17,7 +17,7 @@ from emo_mlflow.comparison import Source
 from emo_mlflow.settings.sweep import make_config
 from emo_mlflow.statistics.effects import condition_effects
 from emo_mlflow.sweeping.results import SweepResult, condition_of
-from emo_mlflow.sweeping.schemas import COMPLETIONS, FLUENCY, KEYS, SCORES
+from emo_mlflow.sweeping.schemas import COMPLETIONS, EFFECTS, FLUENCY, KEYS, SCORES
 from emo_mlflow.sweeping.swept import SweptDirections
 from emo_mlflow.sweeping.tables import condition_rows
 from emo_mlflow.types import Condition, Direction, Fit, Prompt, digest
@@ -100,18 +100,23 @@ def synthetic_sweep(
         fit_prompts=prompt_table.iloc[:0],
         swept=SweptDirections(Fit({name: Direction(name, "resid_pre", np.ones((n_layers, 8), np.float32)) for name in emotions}, norms)),
         conditions=table,
-        cells=cells_on_disk(completions, scores),
-        effects=condition_effects(scores.merge(fluency, on=KEYS), table),
+        streamed=on_disk(completions, scores, condition_effects(scores.merge(fluency, on=KEYS), table)),
         metrics={"cells_per_second": 10.0, "seconds.generation": 1.0, "seconds.scoring": 0.1, "failed_cells": 0.0},
     )
 
 
-def cells_on_disk(completions: pd.DataFrame, scores: pd.DataFrame) -> Path:
-    """A folder of the tables that have a row per cell, gone with the process."""
+def on_disk(completions: pd.DataFrame, scores: pd.DataFrame, effects: pd.DataFrame) -> Path:
+    """A folder of the tables that a sweep streams, gone with the process."""
     folder = Path(mkdtemp(dir=_folder().name))
     COMPLETIONS.write(completions, folder / "completions.parquet")
     SCORES.write(scores, folder / "scores.parquet")
+    EFFECTS.write(effects, folder / "effects.parquet")
     return folder
+
+
+def with_effects(sweep: SweepResult, effects: pd.DataFrame) -> SweepResult:
+    """The same sweep, had it found these."""
+    return replace(sweep, streamed=on_disk(sweep.completions, sweep.scores, effects))
 
 
 @cache

@@ -18,7 +18,7 @@ import pyarrow.dataset as ds
 import pytest
 from mlflow import MlflowClient
 from servers import free_port
-from synthetic import synthetic_sweep
+from synthetic import synthetic_sweep, with_effects
 
 from emo_mlflow import find_sweeps, load_sweep
 from emo_mlflow.errors import UserError
@@ -174,7 +174,7 @@ def test_nan_and_infinity_are_not_logged_as_numbers(store):
     result = synthetic_sweep(n_prompts=4, n_layers=2, n_random=0)
     effects = result.effects.copy()
     effects.loc[effects.index[0], ["d_z", "mean_diff"]] = [np.nan, np.inf]
-    run_id = logged(store, replace(result, effects=effects))
+    run_id = logged(store, with_effects(result, effects))
     for run in [MlflowClient(store).get_run(run_id), *children_of(store, run_id)]:
         assert all(np.isfinite(value) and abs(value) < 1e300 for value in run.data.metrics.values())
 
@@ -357,6 +357,6 @@ def test_a_sweep_that_moved_nothing_says_so():
     """A random model gave "raised from 0.00 to 0.00 (d_z nan)"."""
     result = synthetic_sweep(n_prompts=4, n_layers=2, n_random=1)
     flat = result.effects.assign(mean_patched=result.effects["mean_baseline"], mean_diff=0.0, d_z=np.nan)
-    flat_result = replace(result, effects=flat)
+    flat_result = with_effects(result, flat)
     (first, *_) = verdicts(flat_result, findings(flat_result))
     assert "gratitude: no condition changed goemotions.gratitude (n = 4)." in first
