@@ -1,6 +1,6 @@
 """What a sweep of many cells takes beside its model: time and memory from the spool to the record, with texts and scores made up at once.
 
-    python bench/large_sweep.py [--cells 10000,100000,1000000]
+    python bench/large_sweep.py [--cells 10000,100000,1000000] [--prompts 100]
     python bench/large_sweep.py --compared 10 --cells 10000,100000
 
 Each size in a process of its own. The cells are cut into packs, spooled, scored, written as tables and laid out as a record by the code of every
@@ -46,7 +46,7 @@ from emo_mlflow.tracking.sweep_run import SweepRun
 from emo_mlflow.types import Completion, FloatArray
 
 WORDS = "the train leaves at noon and every one who waits for it says that they have never been so glad to see rain on hills"
-PROMPTS, METRICS, PACK = 100, 32, "384"
+METRICS, PACK = 32, "384"
 EMOTIONS = ("gratitude", "anger", "apology", "joy", "neutral")
 
 
@@ -75,14 +75,14 @@ def fast_engine(plan: Plan) -> Any:
     return SimpleNamespace(packs=plan.engine.packs, generate=generate, batch_size=int(PACK))
 
 
-def plan_of(folder: Path, n_cells: int) -> Plan:
+def plan_of(folder: Path, n_cells: int, prompts: int) -> Plan:
     """A sweep of about so many cells of a tiny model."""
     save_tiny(folder / "model", "gpt2")
-    write_texts(folder, EMOTIONS, 2 * PROMPTS)
-    per_alpha = 4 * 4 * 50 * PROMPTS
+    write_texts(folder, EMOTIONS, 2 * prompts)
+    per_alpha = 4 * 4 * 50 * prompts
     alphas = ",".join(str(1 + i / 64) for i in range(-(-n_cells // per_alpha)))
     settings = {"model": folder / "model", "dataset": folder / "data.jsonl", "layers": "all", "alphas": alphas, "num_random": 49}
-    settings |= {"sequence_length": 30, "max_samples": PROMPTS, "device": "cpu", "batch_size": PACK, "emotions": ",".join(EMOTIONS[:4])}
+    settings |= {"sequence_length": 30, "max_samples": prompts, "device": "cpu", "batch_size": PACK, "emotions": ",".join(EMOTIONS[:4])}
     config = make_config("smoke", {name: str(value) for name, value in settings.items()})
     plan = make_plan(prepare(config))
     plan = replace(plan, conditions=plan.conditions[: -(-n_cells // len(plan.tokens))])
@@ -92,11 +92,11 @@ def plan_of(folder: Path, n_cells: int) -> Plan:
     return plan
 
 
-def measure(n_cells: int) -> dict[str, float]:
+def measure(n_cells: int, prompts: int) -> dict[str, float]:
     """Seconds and GiB of one sweep: at the peak over what the process had when it began, and of what is no page of a file."""
     with tempfile.TemporaryDirectory(dir=Path.cwd()) as name:
         folder = Path(name)
-        plan = plan_of(folder, n_cells)
+        plan = plan_of(folder, n_cells, prompts)
         spool = Spool(folder / "run")
         spool.begin({"work": "bench"})
         process, peak, ended = psutil.Process(), [0, 0], threading.Event()
@@ -121,6 +121,7 @@ def measure(n_cells: int) -> dict[str, float]:
         ended.set()
         return {
             "cells": plan.n_cells,
+            "conditions": len(plan.conditions),
             "spooled": marks["written"] - start,
             "tables": tables - marks["written"],
             "record": end - tables,
@@ -131,9 +132,9 @@ def measure(n_cells: int) -> dict[str, float]:
         }
 
 
-def logged(n_cells: int, times: int, folder: Path) -> list[str]:
+def logged(n_cells: int, prompts: int, times: int, folder: Path) -> list[str]:
     """One sweep as several runs of a store in the folder."""
-    plan = plan_of(folder, n_cells)
+    plan = plan_of(folder, n_cells, prompts)
     result = run(plan, [], lambda pack: None, lambda *state: None, folder / "tables")
     ids = []
     for _ in range(times):
@@ -163,6 +164,7 @@ def main() -> None:
     """Prints a line per size."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cells", default="10000,100000,1000000")
+    parser.add_argument("--prompts", type=int, default=100)
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--compared", type=int)
     parser.add_argument("--runs", nargs=2, help=argparse.SUPPRESS)
@@ -171,15 +173,15 @@ def main() -> None:
         print(json.dumps(comparison(*asked.runs)))
         return
     if asked.one:
-        print(json.dumps(measure(asked.one)))
+        print(json.dumps(measure(asked.one, asked.prompts)))
         return
     for cells in asked.cells.split(","):
         if asked.compared:
             with tempfile.TemporaryDirectory(dir=Path.cwd()) as name:
-                ids = logged(int(cells), asked.compared, Path(name))
+                ids = logged(int(cells), asked.prompts, asked.compared, Path(name))
                 print(f"{cells} cells each", own_process("--runs", ",".join(ids), f"sqlite:///{name}/store.db"), flush=True)
             continue
-        found = own_process("--one", cells)
+        found = own_process("--one", cells, "--prompts", str(asked.prompts))
         per_cell = (found["peak_gib"] - found["start_gib"]) * 2**30 / found["cells"]
         print("  ".join(f"{name} {value:,.2f}" for name, value in found.items()), f" bytes_a_cell {per_cell:,.0f}", flush=True)
 
