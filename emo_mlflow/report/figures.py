@@ -24,6 +24,9 @@ FAMILIES = {
 }
 PALE = 0.05  # the largest change that the darkest colour may stand for: smaller ones are pale, whatever else there is
 MOST_NUMBERS = 60  # cells of a heat map beyond which numbers are not written into them
+MOST_SIGNS = 2_000  # beyond which signs are not, either
+MOST_ROWS = 40  # that have a line and a label of their own
+MOST_POINTS = 2_000  # that are drawn one by one in a figure for a paper
 
 
 def heat_maps(result: SweepResult) -> Figure:
@@ -37,7 +40,7 @@ def heat_maps(result: SweepResult) -> Figure:
     rows = list(dict.fromkeys(table["row"]))
     layers = sorted(table["layer"].unique())
     targets = {emotion: target_metric(emotion, metrics) for emotion in table["emotion"].unique()}
-    figure = new_figure(max(6.5, 2.2 + 0.42 * len(layers)), 1.0 + len(families) * (0.75 + 0.28 * len(rows)))
+    figure = new_figure(max(6.5, 2.2 + 0.42 * len(layers)), 1.0 + len(families) * (0.75 + 0.28 * min(len(rows), MOST_ROWS)))
     for axes, (title, name) in zip(
         figure.subplots(len(families), 1, squeeze=False)[:, 0], families.items(), strict=True
     ):
@@ -56,8 +59,9 @@ def _row_label(emotion: str, alpha: float, window: Any) -> str:
 
 def _heat_map(figure: Figure, axes: Axes, values: np.ndarray, rows: Sequence[str], columns: Sequence[str]) -> None:
     limit = float(np.nanmax(np.abs(values), initial=PALE))
-    image = axes.imshow(values, cmap=DIVERGING, vmin=-limit, vmax=limit, aspect="auto")
-    axes.set_yticks(range(len(rows)), rows)
+    image = axes.imshow(values, cmap=DIVERGING, vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest")
+    step = max(1, -(-len(rows) // MOST_ROWS))
+    axes.set_yticks(range(0, len(rows), step), rows[::step])
     step = max(1, -(-len(columns) // 24))
     axes.set_xticks(range(0, len(columns), step), columns[::step])
     axes.tick_params(length=0)
@@ -68,7 +72,7 @@ def _heat_map(figure: Figure, axes: Axes, values: np.ndarray, rows: Sequence[str
             if np.isfinite(value):
                 shade = "white" if abs(value) > 0.6 * limit else INK
                 axes.text(j, i, f"{value:+.2f}" if abs(value) >= 0.005 else "0", ha="center", va="center", fontsize=8, color=shade)
-    else:
+    elif values.size <= MOST_SIGNS:
         for i, j in np.argwhere(values < -0.2 * limit):  # printed in grey, both ends of the colours are dark
             axes.text(
                 j,
@@ -138,7 +142,7 @@ def effect_against_price(result: SweepResult) -> Figure:
     for i, emotion in enumerate(name for name in emotions if targets[name]):
         own = wide[(wide["emotion"] == emotion) & (wide["kind"] == "emotion")]
         controls = wide[(wide["emotion"] == emotion) & (wide["kind"] == "random")]
-        axes.scatter(controls[BROKEN], controls[targets[emotion]], s=9, color=RANDOM, marker=".", zorder=1)
+        axes.scatter(controls[BROKEN], controls[targets[emotion]], s=9, color=RANDOM, marker=".", zorder=1, rasterized=len(controls) > MOST_POINTS)
         style: dict[str, Any] = {"marker": MARKERS[i % len(MARKERS)], "color": shades[i % len(shades)]}
         axes.scatter(
             own[BROKEN],

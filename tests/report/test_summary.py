@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from synthetic import synthetic_sweep, with_effects
 
+from emo_mlflow.report.figures import MOST_ROWS, heat_maps
 from emo_mlflow.report.findings import findings
 from emo_mlflow.report.sweep import summary_lines, verdicts, write_report
 from emo_mlflow.sweeping.schemas import FLUENCY
@@ -69,3 +70,11 @@ def test_without_any_own_label_there_is_no_figure_of_what_effects_cost(tmp_path)
     assert not (tmp_path / "figures" / "price.png").exists()
     report = (tmp_path / "report.md").read_text(encoding="utf-8")
     assert "figures/price.png" not in report and "what an effect costs is not known" not in report
+
+
+def test_a_sweep_of_very_many_strengths_has_figures_that_can_be_drawn():
+    """Guards against a picture as many inches high as there are strengths, which no backend draws."""
+    figure = heat_maps(synthetic_sweep(emotions=("anger",), n_prompts=2, n_layers=2, n_random=0, alphas=[1 + i / 8 for i in range(500)]))
+    maps = [axes for axes in figure.axes if axes.get_images()]
+    assert figure.get_figheight() < 60 and all(axes.get_images()[0].get_array().shape == (500, 2) for axes in maps)
+    assert max(len(axes.get_yticks()) for axes in maps) <= MOST_ROWS
