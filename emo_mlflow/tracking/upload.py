@@ -45,7 +45,7 @@ class Upload:
         self.retry = retry
         self._tags: Mapping[str, str] | None = None
         self._known: dict[str, str] = {}  # run ids by condition
-        self._has_params: set[str] = set()
+        self._has_params: set[str] = set()  # run ids of children that an earlier attempt gave them
         self._finished: set[str] = set()
         self._certain = fresh  # whether `_known` is all that the store has
         self._lock = threading.Lock()
@@ -70,7 +70,7 @@ class Upload:
         files = sorted(path for path in (folder / ARTIFACTS).rglob("*") if path.is_file() and not path.is_symlink())
         total = len(record.children) + len(files)
         self._log_own_params(record.params)
-        self._log_metrics(self.run_id, record.metrics, record.timestamp)
+        log_values(self.client, self.run_id, metrics=record.metrics, timestamp=record.timestamp, send=self.retry)
         if record.no_children:
             self._tag(CHILDREN, record.no_children)
         self._publish_children(record, lambda done: on_progress(done, total))
@@ -151,7 +151,7 @@ class Upload:
                 return
 
     def _make(self, child: Child) -> str:
-        """The id of a child's run, which is made if there is none, with its params."""
+        """The id of a child's run, which is made if there is none."""
         run_id = self._known.get(child.condition_id)
         if run_id is None:
             tags = {**self._context(), MLFLOW_PARENT_RUN_ID: self.run_id, KIND: "condition", CONDITION: child.condition_id}
@@ -170,9 +170,6 @@ class Upload:
                 if attempts > 1:
                     self._certain = False
             self._known[child.condition_id] = run_id
-        if run_id not in self._has_params:
-            self._log_params(run_id, child.params)
-            self._has_params.add(run_id)
         return run_id
 
     def _find(self, condition_id: str) -> str | None:
@@ -181,7 +178,8 @@ class Upload:
 
     def _finish(self, child: Child, timestamp: int) -> None:
         run_id = self._make(child)
-        self._log_metrics(run_id, child.metrics, timestamp)
+        params = {} if run_id in self._has_params else child.params  # which do not change, whatever it was resumed with
+        log_values(self.client, run_id, params=params, metrics=child.metrics, timestamp=timestamp, send=self.retry)
         self.retry(lambda: self.client.set_terminated(run_id, "FINISHED"))
         self._finished.add(child.condition_id)
 
@@ -194,14 +192,9 @@ class Upload:
 
     def _log_own_params(self, params: Mapping[str, str]) -> None:
         """Those that the run does not have: `resume` or `device` may be others than when it was started."""
-        self._log_params(self.run_id, {name: value for name, value in params.items() if name not in self._first_params})
+        new = {name: value for name, value in params.items() if name not in self._first_params}
+        log_values(self.client, self.run_id, params=new, send=self.retry)
         self._first_params.update(params)
-
-    def _log_params(self, run_id: str, params: Mapping[str, str]) -> None:
-        log_values(self.client, run_id, params=params, send=self.retry)
-
-    def _log_metrics(self, run_id: str, values: Values, timestamp: int) -> None:
-        log_values(self.client, run_id, metrics=values, timestamp=timestamp, send=self.retry)
 
     def _log_artifact(self, path: Path, root: Path) -> None:
         inside = path.parent.relative_to(root).as_posix()

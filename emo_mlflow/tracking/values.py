@@ -15,7 +15,7 @@ from mlflow.entities import Metric, Param, RunTag
 
 from emo_mlflow.types import digest
 
-METRICS_A_BATCH, OTHERS_A_BATCH, PARAM_LENGTH, NAME_LENGTH = 1000, 100, 6000, 250  # MLflow's limits
+A_BATCH, OF_A_KIND, PARAM_LENGTH, NAME_LENGTH = 1000, 100, 6000, 250  # MLflow's limits: values in all, params or tags, and letters
 
 Values = tuple[tuple[str, float, int], ...]  # (name, value, step)
 
@@ -71,12 +71,10 @@ def log_values(
     texts = [Param(name, param_text(value)) for name, value in (params or {}).items()]
     numbers = [Metric(metric_name(name), value, when, step, model_id=model_id) for name, value, step in finite(metrics)]
     labels = [RunTag(metric_name(key), text) for key, text in (tags or {}).items()]
-    for i in range(0, len(texts), OTHERS_A_BATCH):
-        send(partial(client.log_batch, run_id, params=texts[i : i + OTHERS_A_BATCH]))
-    for i in range(0, len(labels), OTHERS_A_BATCH):
-        send(partial(client.log_batch, run_id, tags=labels[i : i + OTHERS_A_BATCH]))
-    for i in range(0, len(numbers), METRICS_A_BATCH):
-        send(partial(client.log_batch, run_id, metrics=numbers[i : i + METRICS_A_BATCH]))
+    while texts or labels or numbers:
+        room = A_BATCH - len(texts[:OF_A_KIND]) - len(labels[:OF_A_KIND])
+        send(partial(client.log_batch, run_id, params=texts[:OF_A_KIND], tags=labels[:OF_A_KIND], metrics=numbers[:room]))
+        texts, labels, numbers = texts[OF_A_KIND:], labels[OF_A_KIND:], numbers[room:]
 
 
 def model_params(facts: Mapping[str, Any]) -> dict[str, str]:
