@@ -23,6 +23,7 @@ from emo_mlflow.models.blocks import BlockStack
 from emo_mlflow.models.loading import LoadedModel, load
 from emo_mlflow.models.names import ModelSpec
 from emo_mlflow.scoring.loading import load_scorers
+from emo_mlflow.scoring.rubric import SCHEME as JUDGE
 from emo_mlflow.sweeping.grid import Grid
 from emo_mlflow.sweeping.plan import Plan
 from emo_mlflow.sweeping.results import SweepResult
@@ -152,21 +153,25 @@ def _run(
     _set_up_data()
     pools = make_pools([node["Resources"] for node in ray.nodes() if node["Alive"]], plan.config.device)
     work, scoring = Work(plan, folder), 0.0
+    # A judge is a server that counts what it is asked: all its texts go to it from this process, when they are written.
+    scores_here = any(name.startswith(JUDGE) for name in plan.config.scorers)
     before = map(completion_batch, done)
     while some := list(islice(before, TURN)):
         parts = pa.concat_tables(some).to_batches(max_chunksize=SCORE_BATCH)
-        for batch in _scored(ray.data.from_arrow([pa.Table.from_batches([part]) for part in parts]), plan, pools):
+        known = ray.data.from_arrow([pa.Table.from_batches([part]) for part in parts])
+        for batch in some if scores_here else _scored(known, plan, pools):
             work.add(batch)
-            scoring += pc.max(batch[SECONDS]).as_py()
+            scoring += _seconds(batch)
     n_done = n = len(work)
     packs = list(plan.packs(work.is_done))
     on_progress(n, plan.n_cells, {})
     start, tokens, change = time.monotonic(), 0, 0.0
-    for batch in _scored(_generated(packs, plan, pools), plan, pools) if packs else ():
+    texts = _generated(packs, plan, pools)
+    for batch in () if not packs else _arriving(texts) if scores_here else _scored(texts, plan, pools):
         keep(completions_in(batch))
         work.add(batch)
         n += len(batch)
-        scoring += pc.max(batch[SECONDS]).as_py()
+        scoring += _seconds(batch)
         tokens += pc.sum(batch["n_tokens"]).as_py()
         change = max(change, pc.max(batch[LOGIT_CHANGE]).as_py())
         seconds = time.monotonic() - start
@@ -178,14 +183,17 @@ def _run(
     seconds = max(time.monotonic() - start, 1e-9)
     metrics = {
         "seconds.generation": seconds,
-        "seconds.scoring": scoring,  # of all actors, beside generation
+        "seconds.scoring": scoring,  # of all actors, beside generation; of a judge, after it
         "tokens_per_second": tokens / seconds,
         "cells_per_second": (n - n_done) / seconds,
         "hygiene.max_logit_change": change,
         "ray.generation_actors": float(pools.generators),
-        "ray.scoring_actors": float(pools.scorers),
+        "ray.scoring_actors": 0.0 if scores_here else float(pools.scorers),
     }
+    begin = time.monotonic()
     work.score()
+    if scores_here:
+        metrics |= {"seconds.scoring": time.monotonic() - begin, **plan.inputs.scorers.costs}
     return finish(work, metrics, device=f"{pools.device}, Ray")
 
 
@@ -228,4 +236,15 @@ def _scored(completions: Any, plan: Plan, pools: Pools) -> Iterator[pa.Table]:
         compute=ray.data.ActorPoolStrategy(min_size=1, max_size=pools.scorers),
         num_cpus=pools.scorer_cpus,
     )
-    yield from scored.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+    yield from _arriving(scored)
+
+
+def _arriving(batches: Any) -> Iterator[pa.Table]:
+    """A Ray data set's batches, as they come."""
+    yield from batches.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+
+
+def _seconds(batch: pa.Table) -> float:
+    """What scoring a batch took on an actor; nothing where none scored it."""
+    return float(pc.max(batch[SECONDS]).as_py()) if SECONDS in batch.column_names else 0.0
+

@@ -121,15 +121,12 @@ def _resume(run_id: str, request: SweepRequest) -> str:
 
 def _plan(settings: SweepSettings, tracking_uri: str | None) -> Plan:
     from emo_mlflow.cluster.connection import check_ray
-    from emo_mlflow.scoring.rubric import SCHEME as JUDGE
     from emo_mlflow.sweeping.plan import make_plan, prepare
     from emo_mlflow.tracking.store import as_active
     from emo_mlflow.tracking.sweep_run import fetch_directions
 
     directions = None if settings.directions == "fit" else fetch_directions(settings.directions, tracking_uri)
     if settings.engine == "ray":
-        if any(name.startswith(JUDGE) for name in settings.scorers):
-            raise UserError("a judge counts its calls in one process: use engine=local with it")
         check_ray(settings.ray_address)
     with as_active(tracking_uri):  # for scorers that are logged models
         inputs = prepare(settings, directions)

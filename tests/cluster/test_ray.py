@@ -18,6 +18,7 @@ import mlflow
 import pandas as pd
 import pytest
 from click.testing import CliRunner
+from judges import JudgeServer, write_rubric
 from mlflow import MlflowClient
 from mlflow.exceptions import ExecutionException
 from places import write_texts
@@ -145,6 +146,27 @@ def test_a_killed_node_costs_no_cell(place):
         said = process.stdout.read()
         assert process.wait(PATIENCE) == 0, said
     assert_same(the_sweep(place, "ray", run_id), the_sweep(place, "local"))
+
+
+@needs_ray
+@pytest.mark.slow
+def test_a_judge_is_asked_from_one_process(place):
+    """It counts its calls: actors would each count their own, and ask about texts of others again."""
+    server = JudgeServer()
+    given = {"alphas": "1", "layers": "1", "scorers": server.scorer(write_rubric(place))}
+    try:
+        with two_nodes() as (address, _):
+            result = CliRunner().invoke(main, words(place, "ray", **given, engine="ray", ray_address=address))
+            assert result.exit_code == 0, result.output
+        asked = len(server.requests)
+        assert CliRunner().invoke(main, words(place, "local", **given)).exit_code == 0
+    finally:
+        server.close()
+    found = the_sweep(place, "ray")
+    assert_same(found, the_sweep(place, "local"))
+    metrics = MlflowClient(f"sqlite:///{place}/ray.db").get_run(found.run_id).data.metrics
+    assert metrics["judge.judge.calls"] == asked == found.completions["completion"].nunique() + 2  # two trial texts
+    assert metrics["ray.scoring_actors"] == 0 and metrics["seconds.scoring"] > 0
 
 
 @pytest.fixture

@@ -98,7 +98,6 @@ def test_mistakes_before_anything_is_generated(place, server):
     for scorers, more, message in (
         ("judge:http://127.0.0.1:9/v1?model=m&rubric=absent.yaml", (), "cannot read the rubric absent.yaml"),
         (f"judge:http://127.0.0.1:9/v1?model=m&rubric={place / 'rubric.yaml'}", (), "does not answer"),
-        (name, ("--engine", "ray"), "use engine=local"),
         (name, ("--judge-max-calls", "0"), "judge_max_calls='0' is not a whole number of at least 1"),
         ("models:/absent/1", (), "cannot load the scorer models:/absent/1"),
     ):
