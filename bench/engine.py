@@ -36,7 +36,8 @@ from safetensors.torch import save_model
 
 from emo_mlflow.common.machine import gemm_rate, peak_memory
 from emo_mlflow.models.blocks import BlockStack
-from emo_mlflow.models.loading import fuse_activations
+from emo_mlflow.models.loading import fuse_activations, load
+from emo_mlflow.models.names import resolve
 from emo_mlflow.steering import decoding
 from emo_mlflow.steering import engine as generation
 from emo_mlflow.steering.edits import Patch
@@ -143,14 +144,14 @@ def measure(ours: Ours, peers: Mapping[str, PeerProcess], scope: Scope, repetiti
     speeds = {name: Speed() for name in ("ours", "ours with likelihoods", *names)}
     ours.run(scope, 1)
     for name in names:
-        peers[ENVIRONMENT_OF[name]].run(name, 0, 0, WINDOW)
+        peers[ENVIRONMENT_OF[name]].run(name=name, direction=0, layer=0, window=WINDOW)
     for repetition in range(repetitions):
         runs = {"ours": ours.run(scope, likelihoods=False), "ours with likelihoods": ours.run(scope)}
         for name, run in runs.items():
             speeds[name].tokens_per_second.append(run.speed)
         direction, layer = repetition % work.n_directions, (5 + 3 * repetition) % work.n_layers
         for name in names:
-            answer = peers[ENVIRONMENT_OF[name]].run(name, direction, layer, WINDOW)
+            answer = peers[ENVIRONMENT_OF[name]].run(name=name, direction=direction, layer=layer, window=WINDOW)
             if "error" in answer:
                 speeds[name].error = answer["error"]
                 continue
@@ -215,18 +216,20 @@ def bands(ours: Ours, scope: Scope, repetitions: int) -> None:
     print(f"a band of {BAND} takes {speeds[1].median / speeds[BAND].median:.2f} times as long as a single edit")
 
 
+def embedded_model(n_conditions: int) -> Ours:
+    """The engine on real weights, those of the embedded SmolLM2, with random directions for so many conditions, by layer."""
+    loaded = load(resolve("smollm2-135m"), torch.device("cpu"), torch.float32)
+    work = Work("", loaded.n_layers, loaded.d_model, 49152, 8, -(-n_conditions // loaded.n_layers), 30)
+    ours = object.__new__(Ours)
+    ours.work, ours.stack, ours.n_conditions, ours.clock = work, BlockStack(loaded.model), n_conditions, time.process_time
+    ours.directions = work.directions(work.residual_norms(loaded.model))
+    return ours
+
+
 def independence(n_cells: int) -> None:
     """Real weights: every condition alone (its prompts together) against all packed, greedy, float32."""
-    from emo_mlflow.models.loading import load
-    from emo_mlflow.models.names import resolve
-    from emo_mlflow.models.tokens import text_decoder
-
-    work = Work("", 30, 576, 49152, 8, -(-n_cells // 240), 30)
-    loaded = load(resolve("smollm2-135m"), torch.device("cpu"), torch.float32)
-    ours = object.__new__(Ours)
-    ours.work, ours.stack, ours.n_conditions = work, BlockStack(loaded.model), work.n_conditions
-    ours.directions = work.directions(work.residual_norms(loaded.model))
-    engine = generation.Engine(ours.stack, Decoding(30, 30, 0.0, loaded.eos_ids), text_decoder(loaded))
+    ours = embedded_model(-(-n_cells // 8))
+    engine = generation.Engine(ours.stack, Decoding(30, 30, 0.0, (0,)), as_numbers)
     for scope in ("generated", "window"):
         rows = ours.rows(scope, ours.n_conditions)
         packed = {c.cell: c.completion for pack in engine.generate(rows) for c in pack}
@@ -281,7 +284,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             weights = Path(closing.enter_context(tempfile.TemporaryDirectory())) / "weights.safetensors"
             save_model(work.model(), str(weights))
             for package in dict.fromkeys(ENVIRONMENT_OF.values()):
-                peers[package] = PeerProcess(package, peer_python(folder, package), name, given.clock, weights)
+                peers[package] = PeerProcess(peer_python(folder, package), "engine_peers.py", package, name, given.clock, str(weights))
                 closing.callback(peers[package].close)
                 print("peer:", ", ".join(f"{key} {value}" for key, value in peers[package].versions.items()))
         for scope in given.scopes.split(","):

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import venv
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,14 @@ ENVIRONMENT_OF = {
 
 
 class PeerProcess:
-    """A library, in a process of its environment; waits without work while others are measured."""
+    """A library, in a process of its environment; waits without work while others are measured.
 
-    def __init__(self, package: str, python: Path, work: str, clock: str, weights: Path) -> None:
-        command = [str(python), str(Path(__file__).with_name("engine_peers.py")), package, work, clock, str(weights)]
+    Args:
+        program: a file of this folder, which answers a JSON line with a JSON line, and sends its versions first.
+    """
+
+    def __init__(self, python: Path, program: str, *words: str) -> None:
+        command = [str(python), str(Path(__file__).with_name(program)), *words]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.versions = self._answer()
 
@@ -36,10 +41,9 @@ class PeerProcess:
         line = self.process.stdout.readline()
         return dict(json.loads(line)) if line else {"error": "the peer's process has ended"}
 
-    def run(self, name: str, direction: int, layer: int, window: int) -> dict[str, Any]:
+    def run(self, **request: Any) -> dict[str, Any]:
         """seconds and texts of one condition, or error."""
         assert self.process.stdin is not None
-        request = {"name": name, "direction": direction, "layer": layer, "window": window}
         print(json.dumps(request), file=self.process.stdin, flush=True)
         return self._answer()
 
@@ -50,14 +54,14 @@ class PeerProcess:
         self.process.wait(30)
 
 
-def peer_python(folder: Path, package: str) -> Path:
-    """The interpreter of a package's environment below `folder`, made if it is not there."""
+def peer_python(folder: Path, package: str, beside: Sequence[str] = ("torch", "transformers")) -> Path:
+    """The interpreter of a package's environment below `folder`, made if it is not there, with what it needs beside it."""
     place = folder / package
     python = place / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     done = place / "installed"
     if not done.exists():
         print(f"installing {package} into {place}", file=sys.stderr)
         venv.create(place, with_pip=True, clear=True)
-        subprocess.run([str(python), "-m", "pip", "install", "--quiet", package, "torch", "transformers"], check=True)
+        subprocess.run([str(python), "-m", "pip", "install", "--quiet", package, *beside], check=True)
         done.touch()
     return python

@@ -41,6 +41,7 @@ from emo_mlflow.sweeping.tables import Work
 from emo_mlflow.types import Completion
 
 LOGIT_CHANGE, SECONDS = "logit_change", "scoring_seconds"  # of a batch, in each of its rows
+PACKS = 2**14  # that Ray Data is given at a time; with the next ones the actors start again
 TURN = 512  # batches of such a run that are in memory at a time
 SCORE_BATCH = 512  # completions of an earlier, interrupted run that a scoring actor is given at a time
 
@@ -155,31 +156,29 @@ def _run(
     work, scoring = Work(plan, folder), 0.0
     # A judge is a server that counts what it is asked: all its texts go to it from this process, when they are written.
     scores_here = any(name.startswith(JUDGE) for name in plan.config.scorers)
-    before = map(completion_batch, done)
-    while some := list(islice(before, TURN)):
-        parts = pa.concat_tables(some).to_batches(max_chunksize=SCORE_BATCH)
-        known = ray.data.from_arrow([pa.Table.from_batches([part]) for part in parts])
-        for batch in some if scores_here else _scored(known, plan, pools):
-            work.add(batch)
-            scoring += _seconds(batch)
+    known = map(completion_batch, done)
+    for batch in known if scores_here else _scored_again(known, plan, pools):
+        work.add(batch)
+        scoring += _seconds(batch)
     n_done = n = len(work)
-    packs = list(plan.packs(work.is_done))
+    packs = plan.packs(work.is_done)
     on_progress(n, plan.n_cells, {})
     start, tokens, change = time.monotonic(), 0, 0.0
-    texts = _generated(packs, plan, pools)
-    for batch in () if not packs else _arriving(texts) if scores_here else _scored(texts, plan, pools):
-        keep(completions_in(batch))
-        work.add(batch)
-        n += len(batch)
-        scoring += _seconds(batch)
-        tokens += pc.sum(batch["n_tokens"]).as_py()
-        change = max(change, pc.max(batch[LOGIT_CHANGE]).as_py())
-        seconds = time.monotonic() - start
-        speed = {
-            "tokens_per_second": tokens / seconds,
-            "cells_per_second": (n - n_done) / seconds,
-        }
-        on_progress(n, plan.n_cells, speed)
+    while listed := list(islice(packs, PACKS)):
+        texts = _generated(listed, plan, pools)
+        for batch in _arriving(texts) if scores_here else _scored(texts, plan, pools):
+            keep(completions_in(batch))
+            work.add(batch)
+            n += len(batch)
+            scoring += _seconds(batch)
+            tokens += pc.sum(batch["n_tokens"]).as_py()
+            change = max(change, pc.max(batch[LOGIT_CHANGE]).as_py())
+            seconds = time.monotonic() - start
+            speed = {
+                "tokens_per_second": tokens / seconds,
+                "cells_per_second": (n - n_done) / seconds,
+            }
+            on_progress(n, plan.n_cells, speed)
     seconds = max(time.monotonic() - start, 1e-9)
     metrics = {
         "seconds.generation": seconds,
@@ -237,6 +236,15 @@ def _scored(completions: Any, plan: Plan, pools: Pools) -> Iterator[pa.Table]:
         num_cpus=pools.scorer_cpus,
     )
     yield from _arriving(scored)
+
+
+def _scored_again(batches: Iterator[pa.Table], plan: Plan, pools: Pools) -> Iterator[pa.Table]:
+    """The completions of an earlier, interrupted run, beside their scores."""
+    import ray
+
+    while some := list(islice(batches, TURN)):
+        parts = pa.concat_tables(some).to_batches(max_chunksize=SCORE_BATCH)
+        yield from _scored(ray.data.from_arrow([pa.Table.from_batches([part]) for part in parts]), plan, pools)
 
 
 def _arriving(batches: Any) -> Iterator[pa.Table]:

@@ -150,8 +150,9 @@ def test_a_killed_node_costs_no_cell(place):
 
 @needs_ray
 @pytest.mark.slow
-def test_a_judge_is_asked_from_one_process(place):
-    """It counts its calls: actors would each count their own, and ask about texts of others again."""
+def test_a_judge_is_asked_from_one_process(place, monkeypatch):
+    """It counts its calls: actors would each count their own, and ask about texts of others again. The packs go to Ray in turns here."""
+    monkeypatch.setattr("emo_mlflow.cluster.engine.PACKS", 3)
     server = JudgeServer()
     given = {"alphas": "1", "layers": "1", "scorers": server.scorer(write_rubric(place))}
     try:
