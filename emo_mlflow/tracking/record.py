@@ -127,7 +127,7 @@ def sweep_record(result: SweepResult) -> Record:
     return Record(
         timestamp=milliseconds(),
         params=sweep_params(result.config) | model_params(result.facts),
-        metrics=finite([*facts, *best_metrics(found), *parent_metrics(result.config, effects[effects["kind"] == "emotion"])]),
+        metrics=finite([*best_metrics(found), *facts, *parent_metrics(result.config, effects[effects["kind"] == "emotion"])]),
         note=note(result, found),
         answers=dict(map(best_answer, found)),
         children=tuple(map(measured, children)),
