@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 from pandas.api.types import is_bool_dtype, is_complex_dtype, is_numeric_dtype
@@ -126,6 +127,16 @@ def read_parquet(path: Path) -> pd.DataFrame:
     return table.to_pandas()
 
 
+def dataset(path: Path) -> ds.Dataset:
+    """A parquet file of which only what is asked for is read."""
+    return ds.dataset(path, format=ds.ParquetFileFormat(default_fragment_scan_options=ds.ParquetFragmentScanOptions(pre_buffer=False)))
+
+
+def rows_of(table: ds.Dataset, wanted: pc.Expression, columns: list[str] | None = None) -> pd.DataFrame:
+    """The rows that are wanted, looked for in one row group after another: Arrow's own way holds many of them at a time."""
+    return table.to_table(columns, filter=wanted, batch_readahead=1, use_threads=False).to_pandas()
+
+
 def scan_parquet(declared: Declared, path: Path, where: str) -> ds.Dataset:
     """A table on disk, of which only the rows and columns are read that somebody asks for.
 
@@ -135,7 +146,7 @@ def scan_parquet(declared: Declared, path: Path, where: str) -> ds.Dataset:
         UserError: if it is no parquet file, lacks a column, or has one of the wrong kind.
     """
     try:
-        found = ds.dataset(path, format="parquet")
+        found = dataset(path)
     except Exception as error:  # of Arrow, over a file that is none
         raise UserError(f"{where} cannot be read: {shown(str(error))}") from None
     if missing := [name for name in declared.names if name not in found.schema.names and name not in declared.later]:

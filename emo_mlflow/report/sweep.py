@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 import pyarrow.compute as pc
 
+from emo_mlflow.common.columns import rows_of
 from emo_mlflow.common.names import short_name
 from emo_mlflow.report.agreement import agreement_paragraphs
 from emo_mlflow.report.blocks import (
@@ -149,9 +150,9 @@ def example_table(result: SweepResult, found: Sequence[Finding]) -> pd.DataFrame
         sides = {}
         for side, condition_id in ids.items():
             own = pc.field("condition_id") == condition_id
-            texts, scored = result.scan("completions").to_table(filter=own).to_pandas(), result.scan("scores")
+            texts, scored = rows_of(result.scan("completions"), own), result.scan("scores")
             columns = [*KEYS, *([item.metric] if item.metric in scored.schema.names else [])]
-            scores = scored.to_table(columns, filter=own).to_pandas()
+            scores = rows_of(scored, own, columns)
             sides[side] = texts.merge(scores, on=KEYS).set_index(["prompt_id", "sample"])[
                 ["completion", "nll", *([item.metric] if item.metric in scores else [])]
             ]

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
-from emo_mlflow.common.columns import VALUES
+from emo_mlflow.common.columns import VALUES, dataset, rows_of
 from emo_mlflow.settings.sweep import SweepConfig
 from emo_mlflow.sweeping.schemas import CONDITIONS
 from emo_mlflow.sweeping.swept import Swept
@@ -60,7 +60,7 @@ class SweepResult:
 
     def scan(self, name: str) -> ds.Dataset:
         """`completions`, `scores` or `effects` on disk, of which only what is asked for is read."""
-        return ds.dataset(self.streamed / f"{name}.parquet", format="parquet")
+        return dataset(self.streamed / f"{name}.parquet")
 
     @property
     def completions(self) -> pd.DataFrame:
@@ -91,5 +91,4 @@ class SweepResult:
         wanted = pc.field("condition_id").isin(pa.array(asked["condition_id"], pa.large_string()))
         if metrics is not None:
             wanted &= pc.field("metric").isin(list(metrics))
-        found = self.scan("effects").to_table(filter=wanted).to_pandas()
-        return found.merge(asked, on="condition_id", validate="many_to_one")
+        return rows_of(self.scan("effects"), wanted).merge(asked, on="condition_id", validate="many_to_one")
