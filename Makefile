@@ -75,4 +75,4 @@ docs: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --config-file docs/site/mkdocs.yml
 
 ui: $(STAMP)
-	$(BIN)/mlflow ui --backend-store-uri "$(MLFLOW_TRACKING_URI)"
+	$(BIN)/mlflow ui --workers 1 --backend-store-uri "$(MLFLOW_TRACKING_URI)"

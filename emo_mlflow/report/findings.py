@@ -102,7 +102,7 @@ def _finding(result: SweepResult, emotion: str, table: pd.DataFrame) -> Finding:
     effects = own[own["kind"] == "emotion"]
     target = target_metric(emotion, set(effects["metric"]))
     scores = effects[~effects["metric"].str.startswith("fluency.")]
-    moved = scores["metric"].iloc[int(scores["d_z"].abs().fillna(0).to_numpy().argmax())]
+    moved = scores["metric"].iloc[int(scores["mean_diff"].abs().fillna(0).to_numpy().argmax())]
     metric = target or str(moved)
     measured = own[own["metric"] == metric]
     if target:
