@@ -21,7 +21,7 @@ TEXTS = [f"text {'x' * i}" for i in range(40)]
 def quick(monkeypatch, tmp_path):
     """A cache of its own, and pauses that a test can wait for."""
     monkeypatch.setenv("EMO_MLFLOW_CACHE", str(tmp_path / "cache"))
-    for name, value in {"PATIENCE": 0.6, "FIRST_PATIENCE": 0.2, "FIRST_PAUSE": 0.05, "ANSWER_SECONDS": 0.5}.items():
+    for name, value in {"PATIENCE": 0.6, "FIRST_PATIENCE": 0.2, "FIRST_PAUSE": 0.05}.items():
         monkeypatch.setattr(judge, name, value)
 
 
@@ -102,12 +102,14 @@ def test_trouble_that_passes_is_waited_for(server, tmp_path):
         (302, UserError, "redirects to.*elsewhere.example"),
     ],
 )
-def test_trouble_that_stays_is_a_line_and_answers_are_kept(server, tmp_path, fault, error, message):
+def test_trouble_that_stays_is_a_line_and_answers_are_kept(server, tmp_path, monkeypatch, fault, error, message):
     """Guards: minutes of retries of what cannot pass, a traceback, answers lost, and texts that a redirection takes elsewhere."""
     name = server.scorer(write_rubric(tmp_path))
     scorers = load_scorers([name])
     scorers.score(TEXTS[:5])
     server.fault = lambda i: fault
+    if isinstance(fault, float):  # not of the others: a machine with other work may take as long for an answer
+        monkeypatch.setattr(judge, "ANSWER_SECONDS", 0.5)
     began = time.monotonic()
     with pytest.raises(error, match=message):
         scorers.score(TEXTS)
