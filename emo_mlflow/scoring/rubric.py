@@ -89,6 +89,11 @@ class Address:
         return digest([self.model, self.rubric.name, self.rubric.instructions, self.rubric.labels])
 
 
+def is_judge(name: str) -> bool:
+    """Whether a scorer's name is a judge's address."""
+    return name.startswith(SCHEME)
+
+
 def parse_address(name: str) -> Address:
     """Reads `judge:URL?model=NAME&rubric=FILE` and the rubric.
 

@@ -88,7 +88,7 @@ def prepare_study(settings: StudySettings) -> StudyInputs:
         missing = FEWEST - len(prompts.test)
         raise UserError(f"{prompts.source} has {len(prompts.test)} prompts to continue: a study needs {FEWEST}, so {missing} more")
     check_controls(settings.controls, [prompt.emotion for prompt in prompts.fit], prompts.reference)
-    if any(name.startswith(rubric.SCHEME) for name in settings.scorers):
+    if any(map(rubric.is_judge, settings.scorers)):
         raise UserError("a study needs every text's score, and a judge may give none: judge its texts in a sweep")
     scorers = load_scorers(settings.scorers)
     labels = check_labels(prompts.emotions, {e: target_metric(e, scorers.metrics) for e in prompts.emotions}, scorers.metrics)

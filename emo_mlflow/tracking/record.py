@@ -10,7 +10,7 @@ import math
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -109,20 +109,7 @@ def sweep_record(result: SweepResult) -> Record:
     """Lays out a finished sweep; numbers that are not finite are left out, which SQL stores would change."""
     rows = result.conditions[result.conditions["kind"].isin(MEASURED)].to_dict("records")
     children, reason = plan_children(result.config, rows)
-    by_id = {row["condition_id"]: row for row in rows}
     effects = result.effects_of(MEASURED)
-    by_condition = dict(list(effects.groupby("condition_id")))
-    randoms: dict[tuple[Any, ...], list[dict[Any, Any]]] = {}
-    for _, own in result.effects_of(("random",) if children else ()).groupby("condition_id", sort=False):
-        randoms.setdefault(controlled(own.iloc[0].to_dict()), []).extend(own[["metric", "mean_diff", "draw"]].to_dict("records"))
-
-    def measured(child: Child) -> Child:
-        row = by_id[child.condition_id]
-        own = child_metrics(by_condition[child.condition_id], randoms.get(controlled(row), ()))
-        return Child(
-            child.condition_id, child.name, child.params, finite([*own, ("n_patched", float(row["n_patched"]), 0)])
-        )
-
     facts, found = [(name, value, 0) for name, value in result.metrics.items()], findings(result)
     return Record(
         timestamp=milliseconds(),
@@ -130,9 +117,27 @@ def sweep_record(result: SweepResult) -> Record:
         metrics=finite([*best_metrics(found), *facts, *parent_metrics(result.config, effects[effects["kind"] == "emotion"])]),
         note=note(result, found),
         answers=dict(map(best_answer, found)),
-        children=tuple(map(measured, children)),
+        children=_measured(children, rows, effects, result) if children else (),
         no_children=reason,
     )
+
+
+def _measured(
+    children: Iterable[Child], rows: Iterable[Mapping[Any, Any]], effects: pd.DataFrame, result: SweepResult
+) -> tuple[Child, ...]:
+    """The children with their metrics."""
+    by_id = {row["condition_id"]: row for row in rows}
+    by_condition = dict(list(effects.groupby("condition_id")))
+    randoms: dict[tuple[Any, ...], list[dict[Any, Any]]] = {}
+    for _, own in result.effects_of(("random",)).groupby("condition_id", sort=False):
+        randoms.setdefault(controlled(own.iloc[0].to_dict()), []).extend(own[["metric", "mean_diff", "draw"]].to_dict("records"))
+
+    def measured(child: Child) -> Child:
+        row = by_id[child.condition_id]
+        own = child_metrics(by_condition[child.condition_id], randoms.get(controlled(row), ()))
+        return replace(child, metrics=finite([*own, ("n_patched", float(row["n_patched"]), 0)]))
+
+    return tuple(map(measured, children))
 
 
 def effect_name(emotion: str, metric: str, alpha: float, window: int | None, n_alphas: int, n_windows: int) -> str:

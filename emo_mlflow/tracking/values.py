@@ -15,7 +15,8 @@ from mlflow.entities import Metric, Param, RunTag
 
 from emo_mlflow.types import digest
 
-A_BATCH, OF_A_KIND, PARAM_LENGTH, NAME_LENGTH = 1000, 100, 6000, 250  # MLflow's limits: values in all, params or tags, and letters
+A_BATCH, OF_A_KIND = 1000, 100  # MLflow's limits for one request: of all values, and of params or tags among them
+PARAM_LENGTH, NAME_LENGTH = 6000, 250  # and for one text
 
 Values = tuple[tuple[str, float, int], ...]  # (name, value, step)
 

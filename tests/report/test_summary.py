@@ -22,6 +22,19 @@ def test_a_label_that_is_not_the_emotions_own_is_not_called_so():
     assert "own label" not in alone and "No scorer has a label for wistful" in alone
 
 
+def test_a_strangers_label_is_the_one_that_changed_most():
+    """Guards: "the largest change of any label" beside a change of 0.00, which was the most regular one."""
+    result = synthetic_sweep(emotions=("wistful",), alphas=(1.0,))
+    effects, steered = result.effects, result.conditions.loc[result.conditions["kind"] == "emotion", "condition_id"]
+    own = effects["condition_id"].isin(steered)
+    large, regular = own & (effects["metric"] == "goemotions.joy"), own & (effects["metric"] == "goemotions.anger")
+    effects.loc[own, ["mean_diff", "d_z"]] = [0.001, 0.1]
+    effects.loc[large, ["mean_diff", "d_z"]] = [-0.2, -1.0]
+    effects.loc[regular, ["mean_diff", "d_z"]] = [0.01, 9.0]
+    (found,) = findings(with_effects(result, effects))
+    assert found.chosen and found.metric == "goemotions.joy" and found.difference == -0.2 and len(found.randoms) == 5
+
+
 def test_a_change_that_is_none_is_not_called_an_effect():
     result = synthetic_sweep(emotions=("anger",), alphas=(1.0,))
     small = result.effects["mean_diff"].clip(-0.01, 0.01)
