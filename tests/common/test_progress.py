@@ -6,6 +6,7 @@ import io
 from types import SimpleNamespace
 
 import pytest
+from tqdm import tqdm
 
 from emo_mlflow.common import progress
 
@@ -19,6 +20,13 @@ class Cell(io.StringIO):
     """Where a notebook's error stream goes, which is no terminal."""
 
 
+class Prompt(tqdm):
+    """A bar that is drawn at each step."""
+
+    def __init__(self, **options: object) -> None:
+        super().__init__(**(options | {"delay": 0, "mininterval": 0, "miniters": 1}))
+
+
 @pytest.fixture
 def terminal(monkeypatch):
     return shown_in(Terminal(), {}, monkeypatch)
@@ -26,8 +34,7 @@ def terminal(monkeypatch):
 
 def shown_in(found: io.StringIO, modules: dict[str, object], monkeypatch) -> io.StringIO:
     monkeypatch.setattr(progress, "sys", SimpleNamespace(stderr=found, modules=modules))  # pytest puts its own in place of the real one
-    real = progress.tqdm
-    monkeypatch.setattr(progress, "tqdm", lambda **options: real(**(options | {"delay": 0, "mininterval": 0, "miniters": 1})))
+    monkeypatch.setattr(progress, "tqdm", Prompt)
     return found
 
 
@@ -43,13 +50,29 @@ def test_a_bar_moves_within_a_pack_and_ends_where_the_work_says(terminal):
         assert "Scoring texts" in terminal.getvalue() and "5/10" in terminal.getvalue()
 
 
-@pytest.mark.parametrize("notebook", [True, False])
-def test_a_notebook_shows_bars_too(notebook, monkeypatch):
-    """Guards: minutes of an empty cell; and a bar in a log file."""
-    found = shown_in(Cell(), {"ipykernel.iostream": SimpleNamespace(OutStream=Cell)} if notebook else {}, monkeypatch)
+def test_a_notebook_shows_bars_too(monkeypatch):
+    """Guards: minutes of an empty cell."""
+    found = shown_in(Cell(), {"ipykernel.iostream": SimpleNamespace(OutStream=Cell)}, monkeypatch)
     with progress.bars():
         progress.advance(progress.READING, 1, 2)
-    assert ("Reading texts" in found.getvalue()) is notebook
+    assert "Reading texts" in found.getvalue() and "\r" in found.getvalue()
+
+
+def test_a_log_gets_a_line_every_half_minute(monkeypatch):
+    """Guards: a job's log that is silent for minutes, or has a line for each of a thousand packs; a time left that counts another session's texts."""
+    found = shown_in(io.StringIO(), {}, monkeypatch)
+    clock = iter([0, 0, 1, 20, 30, 60, 61, 100])
+    monkeypatch.setattr(progress, "monotonic", lambda: next(clock))
+    with progress.bars():
+        for done in (40, 41, 44, 50, 60):  # opened at 0, told of at 0, 1, 20, 30 and 60
+            progress.reached(progress.WRITING, done, 100)
+        progress.advance(progress.SCORING, 5, 10)  # opened at 61, told of at 100
+    assert found.getvalue().splitlines() == [
+        "Writing texts: 40 of 100",
+        "Writing texts: 50 of 100, 02:30 left",
+        "Writing texts: 60 of 100, 02:00 left",
+        "Scoring texts: 5 of 10, 00:39 left",
+    ]
 
 
 def test_nothing_is_shown_without_bars_or_a_phase_that_is_open(terminal):
