@@ -18,6 +18,15 @@ from emo_mlflow.errors import UserError, reason_of
 from emo_mlflow.settings.profiles import DEFAULT, OF_HEADS, PROFILES
 from emo_mlflow.settings.tables import ALIGN, COMPARE, HEADS, PARAMETERS, STEER, STUDY, VECTORS
 
+SUMMARY = 70  # characters of a command's first sentence, at most
+SECTIONS = {
+    "Experiments": ("study", "sweep", "heads", "steer"),
+    "Reading them": ("compare", "label", "agree"),
+    "Directions": ("vectors", "align", "import-vectors", "export-vectors"),
+    "Scorers": ("export", "train-scorer"),
+    "Runs": ("upload", "log-model", "export-legacy"),
+    "This machine": ("doctor",),
+}
 STORES = ("mlflow", "sqlalchemy", "alembic")  # whose errors are about the store: its address, its tables, its answers
 
 
@@ -30,6 +39,12 @@ class Group(click.Group):
             if HALF.search(word):
                 raise click.UsageError(f"{word.encode(errors='replace').decode()!r} is not UTF-8")
         return super().parse_args(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Lists the commands by what they are for."""
+        for title, names in SECTIONS.items():
+            with formatter.section(title):
+                formatter.write_dl([(name, self.commands[name].get_short_help_str(SUMMARY)) for name in names])
 
     def invoke(self, ctx: click.Context) -> Any:
         """Runs the command."""
@@ -61,7 +76,7 @@ def plainly(error: Exception) -> str | None:
 def main() -> None:
     """Inject emotion directions into a language model as it writes, and measure what changes.
 
-    `sweep` does an experiment and logs it to MLflow; `compare` does the statistics over sweeps.
+    `study` answers in one run; `sweep` maps layers and strengths; `compare` tests finished sweeps. All of it is logged to MLflow.
     """
 
 
@@ -70,7 +85,7 @@ def main() -> None:
 @parameter_options(PARAMETERS, PROFILES)
 @store_options
 def sweep(profile: str | None, tracking_uri: str | None, experiment: str | None, **given: str | None) -> None:
-    """Inject directions at many layers and strengths, generate, score, and log everything as one MLflow run.
+    """Steer at many layers and strengths, score the texts, log it all.
 
     In brackets: the default, and what the profiles set instead.
     """
@@ -84,9 +99,9 @@ def sweep(profile: str | None, tracking_uri: str | None, experiment: str | None,
 @parameter_options(STUDY)
 @store_options
 def study(tracking_uri: str | None, experiment: str | None, **given: str | None) -> None:
-    """Answer for each emotion: does its direction steer, is that specific to it, and at what price? One run, in minutes.
+    """Answer: does a direction steer, is it specific, at what price?
 
-    The design is fixed before the first steered text. In brackets: the default.
+    For each emotion, in one run. The design is fixed before the first steered text. In brackets: the default.
     """
     begin("Study", given, tracking_uri, click.echo)
     from emo_mlflow.commands.study import run_study_command
@@ -98,7 +113,7 @@ def study(tracking_uri: str | None, experiment: str | None, **given: str | None)
 @click.argument("source", metavar="RUN_ID_OR_FOLDER")
 @click.option("--tracking-uri", default=None, help="MLflow tracking store; default: the one that the run was opened in.")
 def upload(source: str, tracking_uri: str | None) -> None:
-    """Log what is left of a sweep that was finished while its tracking server was away."""
+    """Log a finished sweep whose tracking server was away."""
     from emo_mlflow.commands.upload import run_upload_session
 
     run_upload_session(source, tracking_uri, click.echo)
@@ -108,9 +123,9 @@ def upload(source: str, tracking_uri: str | None) -> None:
 @parameter_options(VECTORS)
 @store_options
 def vectors(tracking_uri: str | None, experiment: str | None, **given: str | None) -> None:
-    """Fit directions and subspaces at every layer, and judge them on held-out texts; `sweep --directions RUN_ID` injects them.
+    """Fit directions at each layer, judge them on other texts.
 
-    In brackets: the default.
+    Subspaces too. `sweep --directions RUN_ID` injects the directions. In brackets: the default.
     """
     begin("Vectors", given, tracking_uri, click.echo)
     from emo_mlflow.commands.vectors import TASK
@@ -122,8 +137,9 @@ def vectors(tracking_uri: str | None, experiment: str | None, **given: str | Non
 @parameter_options(ALIGN)
 @store_options
 def align(tracking_uri: str | None, experiment: str | None, **given: str | None) -> None:
-    """Map one model's residual space to another's, compare their emotion subspaces, and carry directions over.
+    """Map one model's residual space to another's.
 
+    Their emotion subspaces are compared, and directions are carried over.
     `sweep --model MODEL_B --directions RUN_ID` injects the directions that were carried over. In brackets: the default.
     """
     begin("Align", given, tracking_uri, click.echo)
@@ -137,8 +153,9 @@ def align(tracking_uri: str | None, experiment: str | None, **given: str | None)
 @parameter_options(HEADS, OF_HEADS)
 @store_options
 def heads(profile: str | None, tracking_uri: str | None, experiment: str | None, **given: str | None) -> None:
-    """Rank attention heads by what they write along each emotion's direction, then replace them while the model writes.
+    """Rank attention heads by what they write, then replace them.
 
+    They are ranked by what they write along each emotion's direction, and replaced while the model writes.
     In brackets: the default, and what the profiles set instead.
     """
     begin("Heads", given, tracking_uri, click.echo)
@@ -152,8 +169,9 @@ def heads(profile: str | None, tracking_uri: str | None, experiment: str | None,
 @parameter_options(COMPARE)
 @store_options
 def compare(tracking_uri: str | None, experiment: str | None, **given: str | None) -> None:
-    """Test the effects of finished sweeps: intervals, corrected p-values, specificity, dose, models against each other.
+    """Test the effects of finished sweeps, and compare models.
 
+    Intervals, corrected p-values, specificity and dose.
     In brackets: the default.
     """
     from emo_mlflow.commands.compare import run_comparison
@@ -170,9 +188,9 @@ def compare(tracking_uri: str | None, experiment: str | None, **given: str | Non
 @parameter_options(STEER)
 @click.option("--tracking-uri", default=None, help="MLflow tracking store of --run-id or --directions; default: MLFLOW_TRACKING_URI or ./mlflow.db.")
 def steer(prompts: tuple[str, ...], word_by_word: bool, tracking_uri: str | None, **given: str | None) -> None:
-    """Continue PROMPTS with and without a direction, side by side; nothing is logged.
+    """Continue PROMPTS with and without a direction, side by side.
 
-    `emo-mlflow steer "My brother called" --emotion gratitude --layer 12 --alpha 2`. In brackets: the default.
+    Nothing is logged. `emo-mlflow steer "My brother called" --emotion gratitude --layer 12 --alpha 2`. In brackets: the default.
     """
     from emo_mlflow.commands.steer import run_steer
 
@@ -199,8 +217,9 @@ def log_model_command(
     experiment: str | None,
     **wanted: Any,
 ) -> None:
-    """Log a condition of a sweep as an MLflow model that continues prompts under it, to load or to serve over HTTP.
+    """Log a condition of a sweep as an MLflow model.
 
+    It continues prompts under that condition, loaded or served over HTTP.
     Without --layer and --alpha it is the condition that raises the emotion's own label most without breaking the text. A call may set
     alpha, max_new_tokens, temperature and seed; MLflow drops other parameters, with a warning.
     """
@@ -214,7 +233,10 @@ def log_model_command(
 @main.command("doctor")
 @click.option("--tracking-uri", default=None, help="MLflow tracking store; default: MLFLOW_TRACKING_URI or ./mlflow.db.")
 def doctor_command(tracking_uri: str | None) -> None:
-    """Say what works on this machine, what does not, and what to do; exits with 1 if a default sweep cannot run."""
+    """Say what works on this machine, and what to do if not.
+
+    Exits with 1 if a default sweep cannot run.
+    """
     from emo_mlflow.commands.diagnosis import report
     from emo_mlflow.commands.doctor import all_checks
 

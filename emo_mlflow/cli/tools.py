@@ -17,7 +17,7 @@ from emo_mlflow.types import VectorFormat
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True, help="Folder to write into.")
 @click.option("--tracking-uri", default=None, help="MLflow tracking store.")
 def export_legacy_command(run_id: str, out: Path, tracking_uri: str | None) -> None:
-    """Write a sweep in the pickle structure of the first system, for people who have code for it."""
+    """Write a sweep as the first system's pickle."""
     from emo_mlflow.interchange.first_system import export_legacy
     from emo_mlflow.tracking.reading import load_sweep
 
@@ -44,7 +44,10 @@ def export_vectors_command(
     model_type: str | None,
     tracking_uri: str | None,
 ) -> None:
-    """Write a direction for llama.cpp and repeng (gguf), lm-evaluation-harness (lm-eval), or as plain safetensors."""
+    """Write a direction for another tool.
+
+    For llama.cpp and repeng (gguf), for lm-evaluation-harness (lm-eval), or as plain safetensors.
+    """
     from emo_mlflow.interchange.vector_files import ExportSettings, export_vectors
     from emo_mlflow.tracking.sweep_run import fetch_directions
 
@@ -59,7 +62,7 @@ def export_vectors_command(
 @click.option("--model", default=None, help="The model that it is for; checked, and needed where the file leaves layers open.")
 @click.option("--block", type=click.IntRange(0), default=None, help="To whose output its one vector is added, where the file does not say.")
 def import_vectors_command(source: Path, out: Path, emotion: str, model: str | None, block: int | None) -> None:
-    """Read another tool's direction into a file that `sweep --directions` takes."""
+    """Read another tool's direction, for `sweep --directions`."""
     from emo_mlflow.interchange.vector_files import ImportSettings, import_vectors
 
     click.echo(import_vectors(ImportSettings(source, out, emotion, model, block)))
@@ -72,7 +75,10 @@ def import_vectors_command(source: Path, out: Path, emotion: str, model: str | N
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), default=None, help="The sheet.  [labels-RUN.csv]")
 @click.option("--tracking-uri", default=None, help="MLflow tracking store.")
 def label_command(run_id: str, n: int, seed: int, out: Path | None, tracking_uri: str | None) -> None:
-    """Draw texts of a finished sweep for readers: a sheet that does not say how they were made, and a page to label them in."""
+    """Draw texts of a finished sweep for blind readers.
+
+    Writes a sheet that does not say how the texts were made, and a page to label them in.
+    """
     from emo_mlflow.commands.label import write_label_sheet
 
     write_label_sheet(run_id, n, seed, out, tracking_uri, click.echo)
@@ -83,7 +89,10 @@ def label_command(run_id: str, n: int, seed: int, out: Path | None, tracking_uri
 @click.option("--run-id", required=True, help="The sweep that the texts are of.")
 @click.option("--tracking-uri", default=None, help="MLflow tracking store.")
 def agree_command(sheets: tuple[Path, ...], run_id: str, tracking_uri: str | None) -> None:
-    """Log what one or two readers' labels say: how well they agree, how well the scores do, and the effects corrected by them."""
+    """Log what readers' labels say of the scores.
+
+    How well one or two readers agree, how well the scores agree with them, and the effects corrected by their labels.
+    """
     from emo_mlflow.commands.agree import run_agreement
 
     run_agreement(sheets, run_id, tracking_uri, click.echo)
@@ -108,7 +117,10 @@ def agree_command(sheets: tuple[Path, ...], run_id: str, tracking_uri: str | Non
     help="Measure politeness by cross-validation too.",
 )
 def train_scorer_command(data: Path, out: Path, epochs: int, seed: int, cross_validate: bool) -> None:
-    """Train the embedded scorer: sentiment, politeness and the 28 GoEmotions on one small encoder, as one int8 ONNX graph."""
+    """Train the embedded scorer.
+
+    Sentiment, politeness and the 28 GoEmotions on one small encoder, as one int8 ONNX graph.
+    """
     from emo_mlflow.evaluators.embedded_scorer import train_scorer
 
     card = train_scorer(data, out, epochs, seed, cross_validate)
@@ -118,9 +130,9 @@ def train_scorer_command(data: Path, out: Path, epochs: int, seed: int, cross_va
 @click.command("export")
 @parameter_options(EXPORT)
 def export_command(**given: str | None) -> None:
-    """Export a classifier to ONNX, checked against PyTorch, into the cache that sweeps read from.
+    """Export a classifier to ONNX, checked against PyTorch.
 
-    In brackets: the default.
+    Into the cache that sweeps read from. In brackets: the default.
     """
     from emo_mlflow.commands.export import run_export
 

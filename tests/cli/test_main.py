@@ -55,6 +55,14 @@ def only_sweep(place: Path, name: str = "store"):
     return load_sweep(find_sweeps(tracking_uri=uri)["run_id"].iloc[0], uri)
 
 
+def test_help_lists_every_command_with_a_whole_summary():
+    """Guards: a new command that no section names, and summaries that end in dots."""
+    text = invoke("--help").output
+    for name, command in main.commands.items():
+        first = command.help.split("\n")[0]
+        assert re.search(rf"^  {name} +{re.escape(first)}$", text, re.M), name
+
+
 def test_a_sweep_end_to_end(place):
     """Settings to a finished run: every cell once, hooks gone, positions counted, effects that follow from the scores."""
     result = invoke(*arguments(place))
