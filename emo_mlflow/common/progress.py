@@ -60,7 +60,8 @@ class _Bars:
         assert self._bar is not None
         self._done = min(done, float(self._bar.total))
         if self._in_log:
-            self._say(self._bar.total)
+            if done < self._bar.total:
+                self._say(self._bar.total)
         elif (more := int(self._done) - self._bar.n) < 0:  # a pack that did not fit the memory is begun again
             self._bar.n += more
             self._bar.refresh()

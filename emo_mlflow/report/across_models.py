@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from emo_mlflow.common.csv_files import write_csv
 from emo_mlflow.comparison.rows import records
 from emo_mlflow.report.blocks import Block, Bullets, Heading, Paragraph, Picture, Table, escape, to_html, to_markdown
+from emo_mlflow.report.fonts import styled
 from emo_mlflow.report.style import INK, MUTED, PATCHED, RANDOM, new_figure, save
 from emo_mlflow.studying.across_models import AcrossModels
 
@@ -84,6 +85,7 @@ def across_note(found: AcrossModels) -> str:
     return "\n\n".join(f"- {escape(line)}" for line in [*sentences(found), *found.notes])
 
 
+@styled("en")
 def write_across_models(found: AcrossModels, folder: Path) -> None:
     """Writes the tables, the figure, report.md and report.html."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -127,7 +129,7 @@ def forest(found: AcrossModels) -> Figure:
     for label, (_, _, bold) in zip(axes.get_yticklabels(), ticks, strict=True):
         label.set_fontweight("bold" if bold else "normal")
     axes.tick_params(axis="y", length=0)
-    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.spines["left"].set_visible(False)
     axes.axvline(0, color=MUTED, lw=0.8)
     axes.set_xlabel("mean change of the own label from the baseline")
     axes.set_title(f"The same emotions in {len(found.studies)} models")

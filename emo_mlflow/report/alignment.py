@@ -14,6 +14,7 @@ from emo_mlflow.alignment.tables import matched
 from emo_mlflow.common.names import short_name
 from emo_mlflow.comparison.rows import records
 from emo_mlflow.report.blocks import Block, Heading, Paragraph, Picture, Table, to_markdown
+from emo_mlflow.report.fonts import styled
 from emo_mlflow.report.style import BASELINE, DIVERGING, INK, MUTED, PATCHED, RANDOM, new_figure, save
 
 CAPTIONS = {
@@ -31,6 +32,7 @@ CAPTIONS = {
 }
 
 
+@styled("en")
 def write_alignment_report(
     overlap: pd.DataFrame, maps: pd.DataFrame, directions: pd.DataFrame, kind: str, folder: Path
 ) -> None:
@@ -81,13 +83,11 @@ def overlap_by_k(overlap: pd.DataFrame) -> Figure:
         axes.plot(k, rows["overlap_before"], color=BASELINE, lw=1.3, marker="o", ms=4.5, mfc="white", label="before")
         axes.plot(k, rows["overlap"], color=PATCHED, lw=1.5, marker="D", ms=4.5, label="after")
         axes.set_xticks(k)
-        _bare(axes, emotion)
+        axes.set_title(emotion)
         axes.set_xlabel("k (dimensions)")
         axes.set_ylim(0, 1.03)
     panels[0].set_ylabel("overlap (mean squared cosine)")
-    figure.legend(
-        *panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=5, frameon=False, fontsize=8
-    )
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=5)
     return figure
 
 
@@ -106,9 +106,9 @@ def overlap_by_depth(overlap: pd.DataFrame) -> Figure:
         for (i, j), p in np.ndenumerate(sure.to_numpy()):
             if p < 0.05:
                 axes.plot(j, i, marker="o", ms=3, color="white" if values.iloc[i, j] > 0.6 else INK)
-        _bare(axes, emotion)
+        axes.set_title(emotion)
     panels[0].set_ylabel(f"layer of {short_name(table['model_a'].iloc[0])}")
-    figure.supxlabel(f"layer of {short_name(table['model_b'].iloc[0])}", fontsize=9)
+    figure.supxlabel(f"layer of {short_name(table['model_b'].iloc[0])}")
     bar = figure.colorbar(image, ax=list(panels), pad=0.01)
     bar.ax.set_ylim(0, 1)
     bar.set_label("overlap after the map")
@@ -126,9 +126,9 @@ def map_figure(maps: pd.DataFrame) -> Figure:
         for (i, j), value in np.ndenumerate(values.to_numpy()):
             shade = "white" if abs(value) > 0.6 else INK
             axes.text(j, i, f"{value:.2f}".replace("0.", "."), ha="center", va="center", fontsize=7, color=shade)
-        _bare(axes, kind)
+        axes.set_title(kind)
     panels[0].set_ylabel(f"layer of {short_name(maps['model_a'].iloc[0])}")
-    figure.supxlabel(f"layer of {short_name(maps['model_b'].iloc[0])}", fontsize=9)
+    figure.supxlabel(f"layer of {short_name(maps['model_b'].iloc[0])}")
     figure.colorbar(image, ax=list(panels), pad=0.01).set_label("held-out R² (median dimension)")
     return figure
 
@@ -153,11 +153,11 @@ def direction_figure(directions: pd.DataFrame, kind: str) -> Figure:
         right.fill_between(layers, rows["auc_low"], rows["auc_high"], color=PATCHED, alpha=0.15, lw=0)
         right.plot(layers, rows["auc"], color=PATCHED, lw=1.5, marker="D", ms=4.5)
         right.set_ylim(0, 1.03)
-        _bare(left, f"{emotion}: cosine with B's own")
-        _bare(right, f"{emotion}: AUC on B's texts")
+        left.set_title(f"{emotion}: cosine with B's own")
+        right.set_title(f"{emotion}: AUC on B's texts")
     for axes in panels[-1]:
         axes.set_xlabel(f"layer of {short_name(directions['model_b'].iloc[0])}")
-    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False)
+    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
     return figure
 
 
@@ -167,8 +167,3 @@ def _pairs(axes: Axes, values: pd.DataFrame, limit: float) -> AxesImage:
     axes.set_yticks(range(values.shape[0]), [str(layer) for layer in values.index])
     axes.tick_params(length=0)
     return image
-
-
-def _bare(axes: Axes, title: str) -> None:
-    axes.set_title(title, fontsize=10, fontweight="bold", loc="left")
-    axes.spines[["top", "right"]].set_visible(False)

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from emo_mlflow.comparison import Comparison
 from emo_mlflow.comparison.rows import records
-from emo_mlflow.report.comparison_points import GRID, LINES, SHADES
+from emo_mlflow.report.comparison_points import LINES, SHADES
 from emo_mlflow.report.highlights import draw_effects, sweep_of
 from emo_mlflow.report.style import MARKERS, MUTED, RANDOM, new_figure
 
@@ -52,10 +52,9 @@ def _profiles(comparison: Comparison, shown: pd.DataFrame, over: str, t: Mapping
     panels[0].set_ylim(low, high + (high - low) * (0.04 + 0.085 * len(models)))
     for axes in panels[: len(emotions)]:
         axes.axhline(0, color=MUTED, lw=0.8, zorder=0)
-        axes.grid(color=GRID, lw=0.6)
-        axes.set_axisbelow(True)
-        axes.legend(frameon=False, fontsize=7.5, loc="upper left")
-    figure.supylabel(t["axis_change"], fontsize=9)
+        axes.grid()
+        axes.legend(loc="upper left")
+    figure.supylabel(t["axis_change"])
     return figure
 
 
@@ -79,8 +78,8 @@ def _curve(axes: Axes, series: pd.DataFrame, over: str, i: int, label: str) -> N
         centre,
         series["random_low"].to_numpy(float),
         series["random_high"].to_numpy(float),
-        color=RANDOM,
-        alpha=0.35,
+        color=colour,
+        alpha=0.15,
         lw=0,
         zorder=1,
     )
@@ -129,6 +128,6 @@ def overlap_curves(comparison: Comparison, t: Mapping[str, str]) -> Figure | Non
         )
         axes.set_title(f"{first} – {second}")
         axes.set_xlabel(t["axis_k"])
-        axes.legend(frameon=False, fontsize=7.5)
-    figure.supylabel(t["axis_overlap"], fontsize=9)
+        axes.legend()
+    figure.supylabel(t["axis_overlap"])
     return figure

@@ -17,7 +17,6 @@ from emo_mlflow.report.style import INK, MARKERS, MUTED, PATCHED, new_figure
 
 LINES = ("-", "--", ":", "-.")
 SHADES = ("#222222", "#b35806", "#6a51a3", "#1b7837", "#2171b5", "#8c2d04")
-GRID = "#e3e3e3"
 
 
 def forest(strongest: pd.DataFrame, t: Mapping[str, str]) -> Figure | None:
@@ -37,16 +36,15 @@ def forest(strongest: pd.DataFrame, t: Mapping[str, str]) -> Figure | None:
     axes.axvline(0, color=MUTED, lw=0.9)
     if 0 < (own := int((~strongest["other"]).sum())) < len(strongest):
         axes.axhline(own - 0.5, color=MUTED, lw=0.7, ls=":")
-    axes.set_yticks(range(len(names)), names, fontsize=8)
+    axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.set_xlabel(t["axis_change"])
-    axes.grid(axis="x", color=GRID)
-    axes.set_axisbelow(True)
+    axes.grid(axis="x")
     handles = [
         axes.plot([], [], marker="o", ls="", mfc=face, mec=INK, label=t[name])[0]
         for face, name in ((INK, "significant"), ("white", "not_significant"))
     ]
-    figure.legend(handles=handles, loc="outside upper right", ncols=2, frameon=False, fontsize=8)
+    figure.legend(handles=handles, loc="outside upper right", ncols=2)
     return figure
 
 
@@ -69,17 +67,16 @@ def random_null(comparison: Comparison, shown: pd.DataFrame, t: Mapping[str, str
         place = t["place"].format(p=row["p_searched"], draws=int(row["searched_draws"]))
         axes.text(1.01, y, "" if pd.isna(row["p_searched"]) else place, transform=axes.get_yaxis_transform(), va="center", fontsize=8)
     axes.axvline(0, color=MUTED, lw=0.9)
-    axes.set_yticks(range(len(names)), names, fontsize=8)
+    axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.set_xlabel(t["axis_change"])
     axes.xaxis.set_major_locator(MaxNLocator(6))
-    axes.grid(axis="x", color=GRID)
-    axes.set_axisbelow(True)
+    axes.grid(axis="x")
     handles = [
         axes.scatter([], [], marker="D", s=42, color=PATCHED, label=t["legend_direction"]),
         axes.scatter([], [], marker="|", s=90, color=MUTED, label=t["legend_draws"]),
     ]
-    figure.legend(handles=handles, loc="outside upper left", ncols=2, frameon=False, fontsize=8)
+    figure.legend(handles=handles, loc="outside upper left", ncols=2)
     return figure
 
 
@@ -118,8 +115,7 @@ def pareto(comparison: Comparison, t: Mapping[str, str]) -> Figure | None:
         axes.set_title(model)
         axes.axhline(0, color=MUTED, lw=0.8, zorder=0)
         axes.axvline(0, color=MUTED, lw=0.8, zorder=0)
-        axes.grid(color=GRID, lw=0.6)
-        axes.set_axisbelow(True)
+        axes.grid()
     handles = [
         grid[0].plot(
             [], [], marker=MARKERS[i % len(MARKERS)], ls=LINES[i % len(LINES)], color=SHADES[i % len(SHADES)], label=e
@@ -127,7 +123,7 @@ def pareto(comparison: Comparison, t: Mapping[str, str]) -> Figure | None:
         for i, e in enumerate(emotions)
     ]
     handles.append(grid[0].plot([], [], marker="o", ls="", mfc="white", mec=MUTED, label=t["legend_broken"])[0])
-    figure.legend(handles=handles, loc="outside upper left", ncols=4, frameon=False, fontsize=8)
-    figure.supxlabel(t["axis_broken"], fontsize=9)
-    figure.supylabel(t["axis_gain"], fontsize=9)
+    figure.legend(handles=handles, loc="outside upper left", ncols=4)
+    figure.supxlabel(t["axis_broken"])
+    figure.supylabel(t["axis_gain"])
     return figure

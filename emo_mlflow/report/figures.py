@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from emo_mlflow.report.findings import BROKEN, Finding, effect_table
+from emo_mlflow.report.findings import BROKEN, SMALLEST_EFFECT, Finding, effect_table
 from emo_mlflow.report.style import BASELINE, DIVERGING, INK, MARKERS, PATCHED, RANDOM, new_figure
 from emo_mlflow.scoring.targets import target_metric
 from emo_mlflow.sweeping.results import SweepResult
@@ -48,7 +48,7 @@ def heat_maps(result: SweepResult) -> Figure:
         grid = chosen.pivot_table(index="row", columns="layer", values="mean_diff", dropna=False)
         values = grid.reindex(index=rows, columns=layers).to_numpy(dtype=float, na_value=np.nan)
         _heat_map(figure, axes, values, rows, [str(layer) for layer in layers])
-        axes.set_title(f"Change of {title}", fontsize=10, fontweight="bold", loc="left")
+        axes.set_title(f"Change of {title}")
     axes.set_xlabel("layer at which the direction is injected")
     return figure
 
@@ -113,20 +113,18 @@ def against_random(findings: Sequence[Finding]) -> Figure:
     )
     axes.set_ylim(len(findings) - 0.4, -0.6)
     axes.set_xlabel("mean score over prompts (probability)")
-    axes.grid(axis="x", color="#e3e3e3", zorder=0)
-    axes.set_axisbelow(True)
+    axes.grid(axis="x")
     handles = [
         axes.scatter([], [], marker="o", s=46, color="white", edgecolor=BASELINE, lw=1.5, label="baseline"),
         axes.scatter([], [], marker="D", s=52, color=PATCHED, label="direction injected, 95% interval of the change"),
         axes.scatter([], [], marker="|", s=60, color=INK, label="random directions of the same norm"),
     ]
-    figure.legend(handles=handles, loc="outside upper left", ncols=3, frameon=False, fontsize=8, handletextpad=0.2, columnspacing=1.2)
-    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(handles=handles, loc="outside upper left", ncols=3, handletextpad=0.2, columnspacing=1.2)
     return figure
 
 
-def effect_against_price(result: SweepResult) -> Figure:
-    """Every condition: how much the emotion's own label rose, and how much text it broke."""
+def effect_against_price(result: SweepResult, findings: Sequence[Finding]) -> Figure:
+    """Every condition: how much the emotion's own label rose, and how much text it broke; beside the strongest, where it is."""
     table = effect_table(result)
     metrics = set(table["metric"])
     emotions = list(dict.fromkeys(table.loc[table["kind"] == "emotion", "emotion"]))
@@ -153,10 +151,15 @@ def effect_against_price(result: SweepResult) -> Figure:
             zorder=2,
             **style,
         )
+    places = wide.set_index("condition_id")
+    for found in findings:
+        if found.metric == targets.get(found.emotion) and abs(found.difference) >= SMALLEST_EFFECT:
+            at = (places.at[found.condition_id, BROKEN], places.at[found.condition_id, found.metric])
+            where = f"layer {found.layer}, \N{GREEK SMALL LETTER ALPHA} = {found.alpha:g}"
+            axes.annotate(where, at, xytext=(6, 0), textcoords="offset points", va="center", fontsize=8)
     if (wide["kind"] == "random").any():
         axes.scatter([], [], s=20, color=RANDOM, marker=".", label="random controls")
     axes.set_xlabel("change of the share of broken text")
     axes.set_ylabel("change of the emotion's own label (probability)")
-    figure.legend(loc="outside upper left", ncols=2, frameon=False, fontsize=8, handletextpad=0.2)
-    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside upper left", ncols=2, handletextpad=0.2)
     return figure

@@ -55,7 +55,6 @@ def _japanese() -> str | None:
 @contextmanager
 def styled(language: str) -> Iterator[None]:
     """Draws figures in the project's style, in the language's font."""
-    # The fonts behind the first have one weight: matplotlib would search them for a bold one, and warn.
-    settings: dict[Any, Any] = {**STYLE, "font.family": families(language), "axes.titleweight": "normal"}
+    settings: dict[Any, Any] = {**STYLE, "font.family": families(language)}
     with rc_context(settings):
         yield

@@ -15,6 +15,7 @@ from emo_mlflow.report.agreement import agreement_paragraphs
 from emo_mlflow.report.blocks import Block, Bullets, Heading, Paragraph, Picture, Table, to_markdown
 from emo_mlflow.report.comparison_text import number
 from emo_mlflow.report.findings import SMALLEST_EFFECT, effect_table, findings
+from emo_mlflow.report.fonts import styled
 from emo_mlflow.report.style import BASELINE, DIVERGING, INK, MUTED, PATCHED, RANDOM, new_figure, save
 from emo_mlflow.report.sweep import example_table, verdict, write_examples
 from emo_mlflow.scoring.targets import target_metric
@@ -26,6 +27,7 @@ from emo_mlflow.sweeping.swept import SweptHeads
 STRONGEST = 12
 
 
+@styled("en")
 def write_heads_report(result: SweepResult, heads: SweptHeads, folder: Path) -> None:
     """Writes report.md, examples.json (MLflow's table format), examples.html and figures/*.png into `folder`."""
     effects, target = heads.effects, heads.target_layer
@@ -129,7 +131,7 @@ def layer_head_map(table: pd.DataFrame, value: str, label: str, framed: pd.DataF
         values = grid.reindex(index=heads, columns=layers).to_numpy(dtype=float)
         image = axes.imshow(values, cmap=DIVERGING, vmin=-limit, vmax=limit, aspect="auto")
         axes.set_facecolor("#dddddd")
-        axes.set_title(emotion, fontsize=10, fontweight="bold", loc="left")
+        axes.set_title(emotion)
         axes.set_xticks(range(0, len(layers), step := max(1, -(-len(layers) // 24))), [str(x) for x in layers[::step]])
         axes.set_yticks(range(0, len(heads), gap := max(1, -(-len(heads) // 12))), [str(x) for x in heads[::gap]])
         axes.tick_params(length=0)
@@ -140,7 +142,7 @@ def layer_head_map(table: pd.DataFrame, value: str, label: str, framed: pd.DataF
                 corner = (layers.index(layer) - 0.5, heads.index(head) - 0.5)
                 axes.add_patch(Rectangle(corner, 1, 1, fill=False, edgecolor=INK, lw=1.0))
     panels[-1].set_xlabel("layer")
-    figure.supylabel("head", fontsize=9)
+    figure.supylabel("head")
     figure.colorbar(image, ax=list(panels), pad=0.01, aspect=35).set_label(label)
     return figure
 
@@ -160,9 +162,8 @@ def strongest_heads(effects: pd.DataFrame, label: str) -> Figure:
         axes.scatter(rows["direct_effect"], y, marker="D", s=26, color=colors, zorder=3)
         axes.set_yticks(y, [f"L{layer} H{head}" for layer, head in zip(rows["layer"], rows["head"], strict=True)])
         axes.set_ylim(count - 0.4, -0.6)
-        axes.set_title(emotion, fontsize=10, fontweight="bold", loc="left")
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.supxlabel(label, fontsize=9)
+        axes.set_title(emotion)
+    figure.supxlabel(label)
     return figure
 
 
@@ -181,8 +182,7 @@ def direct_against_change(tested: pd.DataFrame, label: str) -> Figure:
             axes.annotate(text, (row["direct_effect"], row["mean_diff"]), xytext=(4, 3), textcoords="offset points", fontsize=7)
         axes.axhline(0, color=MUTED, lw=0.8, zorder=1)
         axes.axvline(0, color=MUTED, lw=0.8, zorder=1)
-        axes.set_title(emotion, fontsize=10, fontweight="bold", loc="left")
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.supxlabel(label, fontsize=9)
-    figure.supylabel("mean change of the own label", fontsize=9)
+        axes.set_title(emotion)
+    figure.supxlabel(label)
+    figure.supylabel("mean change of the own label")
     return figure

@@ -20,6 +20,7 @@ from emo_mlflow.report.blocks import (
     to_html,
     to_markdown,
 )
+from emo_mlflow.report.fonts import styled
 from emo_mlflow.report.style import BASELINE, INK, MUTED, PATCHED, new_figure, save
 from emo_mlflow.studying.finished import StudyResult, largest_changes
 from emo_mlflow.studying.verdicts import Answer, own_claim
@@ -105,6 +106,7 @@ def words_for_table(answer: Answer) -> str:
     return f"{answer.verdict}{doubt}, {answer.effect.mean:+.2f}"
 
 
+@styled("en")
 def write_study_report(result: StudyResult, folder: Path) -> None:
     """Writes figures/against_draws.png, figures/by_prompt.png, report.md and report.html."""
     save(against_draws(result), folder / "figures" / "against_draws.png")
@@ -139,6 +141,11 @@ def against_draws(result: StudyResult) -> Figure:
     axes.axvline(0, color=MUTED, lw=0.8)
     axes.set_xlabel("mean change of the own label from the baseline")
     axes.set_title("Each direction, and the random ones that it met")
+    handles = [
+        axes.plot([], [], marker="D", color=PATCHED, ms=6, lw=2, label="direction, 95% interval")[0],
+        axes.plot([], [], marker="|", color=INK, ms=9, ls="none", alpha=0.7, label="a random direction (how many)")[0],
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=2)
     return figure
 
 
@@ -169,7 +176,7 @@ def _blocks(result: StudyResult) -> Iterator[Block]:
     design = result.design
     yield Heading(f"Study of {result.model}", 1)
     yield Bullets([f"{sentence(result, answer)} {price(answer)}" for answer in result.answers])
-    yield Picture("figures/against_draws.png", "Diamond and line: the direction and its 95% interval. Strokes: random directions.")
+    yield Picture("figures/against_draws.png", "Each direction's effect, and those of the random directions that it met, by kind.")
     yield from agreement_paragraphs(result.facts, {answer.metric for answer in result.answers})
     yield Heading("What the words mean")
     yield Table(("verdict", "what is claimed"), [(name, text) for name, text in MEANING.items()])

@@ -13,20 +13,27 @@ from matplotlib.text import Text
 from emo_mlflow.common.names import printable
 
 DIVERGING = "PuOr_r"  # its two ends differ in lightness as printed, its middle is white
-INK, MUTED, BASELINE, PATCHED, RANDOM = "#222222", "#777777", "#5b6c7d", "#b35806", "#9aa5b1"
+INK, MUTED, BASELINE, PATCHED, RANDOM, GRID = "#222222", "#777777", "#5b6c7d", "#b35806", "#9aa5b1", "#e3e3e3"
 FOR_PAPERS = {".svg": "Date", ".pdf": "CreationDate"}  # with the entry that would say when it was made
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 STYLE: dict[Any, Any] = {
     "font.size": 9,
     "axes.titlesize": 10,
-    "axes.titleweight": "bold",
     "axes.titlelocation": "left",
+    "axes.axisbelow": True,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.edgecolor": MUTED,
     "axes.labelcolor": INK,
+    "grid.color": GRID,
+    "grid.linewidth": 0.6,
     "xtick.color": INK,
     "ytick.color": INK,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "legend.fontsize": 8,
+    "legend.frameon": False,
+    "figure.labelsize": 9,
     "figure.dpi": 110,
     "savefig.dpi": 300,
     "pdf.fonttype": 42,  # fonts as journals take them

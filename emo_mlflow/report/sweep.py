@@ -26,6 +26,7 @@ from emo_mlflow.report.blocks import (
 )
 from emo_mlflow.report.figures import against_random, effect_against_price, heat_maps
 from emo_mlflow.report.findings import BROKEN, SMALLEST_EFFECT, Finding, findings
+from emo_mlflow.report.fonts import styled
 from emo_mlflow.report.style import save
 from emo_mlflow.scoring.broken import RISE
 from emo_mlflow.scoring.targets import target_metric
@@ -176,6 +177,7 @@ def example_table(result: SweepResult, found: Sequence[Finding]) -> pd.DataFrame
     return pd.concat(parts, ignore_index=True)
 
 
+@styled("en")
 def write_report(result: SweepResult, folder: Path) -> None:
     """Writes figures/*.png, examples.json (MLflow's table format), examples.html, report.md, and report.html with the figures in it.
 
@@ -184,7 +186,7 @@ def write_report(result: SweepResult, folder: Path) -> None:
     found = findings(result)
     figures = {"layers": heat_maps(result), "against_random": against_random(found)}
     if any(item.price and not item.chosen for item in found):  # its points are effects on own labels
-        figures["price"] = effect_against_price(result)
+        figures["price"] = effect_against_price(result, found)
     for name, figure in figures.items():
         save(figure, folder / "figures" / f"{name}.png")
     examples = example_table(result, found)

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from emo_mlflow.comparison.rows import records
 from emo_mlflow.report.blocks import Block, Heading, Paragraph, Picture, Table, to_markdown
+from emo_mlflow.report.fonts import styled
 from emo_mlflow.report.style import INK, MARKERS, MUTED, new_figure, save
 
 SHADES = ("#b35806", "#542788", "#1b7837", "#2166ac", "#762a83", "#8c510a")
@@ -21,6 +21,7 @@ NAMES = {
 }
 
 
+@styled("en")
 def write_vectors_report(
     readout: pd.DataFrame, subspaces: pd.DataFrame, norms: pd.DataFrame, model: str, direction: str, folder: Path
 ) -> None:
@@ -87,15 +88,14 @@ def readout_figure(readout: pd.DataFrame) -> Figure:
             axes.plot(rows["layer"], rows["accuracy"], label=NAMES.get(method, method), **_style(i))
         axes.axhline(0.5, color=MUTED, lw=0.9, ls=(0, (4, 3)))
         axes.set_ylim(lowest, 1.02)
-        _title(axes, emotion)
-        axes.spines[["top", "right"]].set_visible(False)
+        axes.set_title(emotion)
     panels[0].text(
         0.995, 0.5, "chance", transform=panels[0].get_yaxis_transform(), ha="right", va="bottom", color=MUTED
     )
     panels[-1].set_xlabel("layer")
-    figure.supylabel("balanced accuracy on held-out texts", fontsize=9)
+    figure.supylabel("balanced accuracy on held-out texts")
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=min(4, len(labels)), frameon=False)
+    figure.legend(handles, labels, loc="outside upper center", ncols=min(4, len(labels)))
     return figure
 
 
@@ -114,9 +114,7 @@ def norm_figure(norms: pd.DataFrame) -> Figure:
     bottom.set_ylabel("direction / residual")
     bottom.set_ylim(bottom=0)
     bottom.set_xlabel("layer")
-    for axes in (top, bottom):
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside upper center", ncols=2, frameon=False)
+    figure.legend(loc="outside upper center", ncols=2)
     return figure
 
 
@@ -133,20 +131,13 @@ def subspace_figure(subspaces: pd.DataFrame) -> Figure:
             for i, k in enumerate(ranks):
                 table = subspaces[(subspaces["emotion"] == emotion) & (subspaces["k"] == k)]
                 axes.plot(table["layer"], table[column], label=f"k = {k}", **_style(i))
-            _title(axes, f"{emotion}: {title}")
+            axes.set_title(f"{emotion}: {title}")
             axes.set_ylim(0, 1.04)
-            axes.spines[["top", "right"]].set_visible(False)
     for axes in panels[-1]:
         axes.set_xlabel("layer")
-    figure.legend(
-        *panels[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=len(ranks), frameon=False
-    )
+    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=len(ranks))
     return figure
 
 
 def _style(i: int) -> dict[str, Any]:
     return {"color": SHADES[i % len(SHADES)], "marker": MARKERS[i % len(MARKERS)], "ms": 4.0, "lw": 1.2}
-
-
-def _title(axes: Axes, text: str) -> None:
-    axes.set_title(text, fontsize=10, fontweight="bold", loc="left")

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+import emo_mlflow.report
 from emo_mlflow.report import style
+from emo_mlflow.report.fonts import styled
 from emo_mlflow.report.style import new_figure, save
 
 
@@ -40,3 +42,17 @@ def test_equal_figures_are_equal_bytes(written):
     first = written("first")
     time.sleep(1.1)  # past the second that a date would have
     assert written("second") == first
+
+
+def test_every_report_draws_in_the_one_style():
+    """Guards: frames, sizes and titles that differ from report to report, because axes are made outside the style."""
+    with styled("en"):
+        figure = new_figure(3, 2)
+        axes = figure.subplots()
+        axes.set_title("title", loc=None)
+        (line,) = axes.plot([0], [0])
+        sizes = {text.get_fontsize() for text in figure.legend([line], ["line"]).get_texts()}
+    assert not axes.spines["top"].get_visible() and axes.get_title(loc="left") == "title" and sizes == {8}
+    for file in Path(next(iter(emo_mlflow.report.__path__))).glob("*.py"):
+        text = file.read_text(encoding="utf-8")
+        assert file.name == "style.py" or " save(" not in text or "styled(" in text, file.name
