@@ -75,8 +75,9 @@ def _study(
     from emo_mlflow.cluster.connection import check_ray
     from emo_mlflow.studying.cost import fit_to_budget, plan_lines, seconds_per_text
     from emo_mlflow.studying.plan import lay_out, prepare_study
+    from emo_mlflow.tracking.lifecycle import resume_command
     from emo_mlflow.tracking.store import as_active
-    from emo_mlflow.tracking.study import StudyRun
+    from emo_mlflow.tracking.study import STUDY, StudyRun
 
     if settings.engine == "ray":
         check_ray(settings.ray_address)
@@ -104,7 +105,7 @@ def _study(
             with interruptible():
                 _work(plan, run, spool, lines, settings, say)
         except KeyboardInterrupt:
-            say(f"Stopped; what was finished is kept. Go on with: emo-mlflow study --resume {run.run_id}")
+            say(f"Stopped; what was finished is kept. Go on with: {resume_command(STUDY, run.run_id)}")
             raise
         discard(spool_folder(run.run_id))
     return run.run_id

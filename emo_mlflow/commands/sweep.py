@@ -168,6 +168,7 @@ def _work(plan: Plan, run_id: str | None, request: SweepRequest) -> str:
 @contextmanager
 def _held_run(config: SweepConfig, run_id: str | None, request: SweepRequest) -> Iterator[SweepRun]:
     """The run to go on with, or a new one, open and held by this process alone; an interrupt says how to go on."""
+    from emo_mlflow.tracking.lifecycle import resume_command
     from emo_mlflow.tracking.sweep_run import SweepRun
 
     opened = SweepRun.open(
@@ -180,10 +181,10 @@ def _held_run(config: SweepConfig, run_id: str | None, request: SweepRequest) ->
             with interruptible():
                 yield tracked
         except KeyboardInterrupt:
-            request.say(f"Stopped; what was finished is kept. Go on with: emo-mlflow {config.kind} --resume {tracked.run_id}")
+            request.say(f"Stopped; what was finished is kept. Go on with: {resume_command(config.kind, tracked.run_id)}")
             raise
         except Unscored:
-            request.say(f"All texts are written and kept, and scores so far. Go on with: emo-mlflow {config.kind} --resume {tracked.run_id}")
+            request.say(f"All texts are written and kept, and scores so far. Go on with: {resume_command(config.kind, tracked.run_id)}")
             raise
 
 

@@ -9,15 +9,18 @@ from contextlib import contextmanager
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.tracking.context.registry import resolve_tags
+from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 
 from emo_mlflow import __version__
 from emo_mlflow.common.names import short_name
 from emo_mlflow.common.termination import interruptible
 from emo_mlflow.errors import UserError, reason_of
+from emo_mlflow.report.blocks import escape
 from emo_mlflow.tracking.store import shown
 
 KIND, VERSION, FAILURE, RESUMED = "emo.kind", "emo.version", "emo.failure", "emo.resumed"
 TAG_LENGTH = 5000
+RESUMABLE = ("sweep", "heads", "study")
 
 
 def run_of_project() -> str | None:
@@ -73,10 +76,18 @@ def open_run(
         raise UserError(f"cannot open a run in {shown(client.tracking_uri)}: {reason_of(error)}") from None
 
 
-def end_run(client: MlflowClient, run_id: str, error: BaseException | None = None) -> None:
-    """Ends a run as FINISHED, as KILLED after an interrupt, or as FAILED with the reason in the tag emo.failure.
+def resume_command(kind: str, run_id: str) -> str:
+    """How to go on with a sweep, a sweep of heads or a study."""
+    return f"emo-mlflow {kind} --resume {run_id}"
+
+
+def end_run(client: MlflowClient, run_id: str, error: BaseException | None = None, kind: str = "") -> None:
+    """Ends a run as FINISHED, as KILLED after an interrupt, or as FAILED; the reason is in the tag emo.failure and in the run's description.
 
     A store that does not take the failure does not hide the error that caused it.
+
+    Args:
+        kind: of a run that can be resumed; the description says how.
     """
     if error is None:
         client.set_terminated(run_id, "FINISHED")
@@ -85,9 +96,14 @@ def end_run(client: MlflowClient, run_id: str, error: BaseException | None = Non
     reason = "interrupted" if stopped else str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
     try:
         client.set_tag(run_id, FAILURE, reason[:TAG_LENGTH])
+        client.set_tag(run_id, MLFLOW_RUN_NOTE, _note(reason, resume_command(kind, run_id) if kind in RESUMABLE else "")[:TAG_LENGTH])
         client.set_terminated(run_id, "KILLED" if stopped else "FAILED")
     except MlflowException:
         return
+
+
+def _note(reason: str, command: str) -> str:
+    return f"Not finished: {escape(reason)}" + (f"\n\nWhat was finished is kept where it ran. Go on there with `{command}`" if command else "")
 
 
 @contextmanager
@@ -106,7 +122,7 @@ def run_context(
         with interruptible():
             yield run_id
     except BaseException as error:
-        end_run(client, run_id, error)
+        end_run(client, run_id, error, kind)
         raise
     end_run(client, run_id)
 

@@ -18,7 +18,7 @@ from emo_mlflow.directions.files import load_directions
 from emo_mlflow.errors import UserError, reason_of
 from emo_mlflow.sweeping.files import read_config_file, read_table, with_settings
 from emo_mlflow.sweeping.schemas import TABLES
-from emo_mlflow.tracking.lifecycle import KIND
+from emo_mlflow.tracking.lifecycle import KIND, resume_command
 from emo_mlflow.tracking.logged_run import LoggedRun
 from emo_mlflow.tracking.store import fetch
 from emo_mlflow.types import Direction
@@ -107,7 +107,7 @@ def load_sweep(run_id: str, tracking_uri: str | None = None) -> Sweep:
         )
     if run.info.status != "FINISHED":
         raise UserError(
-            f"run {run_id} ({run.info.run_name}) is {run.info.status}: go on with `emo-mlflow sweep --resume {run_id}`"
+            f"run {run_id} ({run.info.run_name}) is {run.info.status}: go on with `{resume_command(kind, run_id)}`"
         )
     return Sweep(run, tracking_uri)
 

@@ -15,7 +15,7 @@ from emo_mlflow.common.columns import read_parquet
 from emo_mlflow.common.names import short_name
 from emo_mlflow.errors import UserError, reason_of
 from emo_mlflow.studying.across_models import ANSWERS, DAMAGE, RUNGS, PastStudy
-from emo_mlflow.tracking.lifecycle import KIND
+from emo_mlflow.tracking.lifecycle import KIND, resume_command
 from emo_mlflow.tracking.store import fetch
 from emo_mlflow.tracking.study import CHANGED, STUDY
 
@@ -56,7 +56,7 @@ def load_study(run_id: str, tracking_uri: str | None = None) -> PastStudy:
     if run.info.lifecycle_stage == "deleted":
         raise UserError(f"{who} was deleted: restore it with `mlflow runs restore --run-id {run_id}`")
     if run.info.status != "FINISHED":
-        raise UserError(f"{who} is {run.info.status}: go on with `emo-mlflow study --resume {run_id}`")
+        raise UserError(f"{who} is {run.info.status}: go on with `{resume_command(STUDY, run_id)}`")
     design, config = (_json(run_id, name, tracking_uri) for name in ("design.json", "config.json"))
     settings = config.pop("config", {})
     if not _is_design(design):

@@ -17,7 +17,7 @@ from mlflow.exceptions import MlflowException
 from emo_mlflow.errors import UserError, reason_of
 from emo_mlflow.settings.sweep import SweepConfig
 from emo_mlflow.sweeping.results import SweepResult
-from emo_mlflow.tracking.lifecycle import end_run, open_run, run_name, run_of_project
+from emo_mlflow.tracking.lifecycle import KIND, end_run, open_run, run_name, run_of_project
 from emo_mlflow.tracking.record import Record, plan_children, read_record, sweep_params, write_record
 from emo_mlflow.tracking.retries import PARTING_SECONDS, PATIENCE, Background, Retry, own_retries
 from emo_mlflow.tracking.store import fetch, shown
@@ -65,6 +65,7 @@ class SweepRun:
 
     def __init__(self, client: MlflowClient, run: Run, fresh: bool, say: Say) -> None:
         self.client = client
+        self._kind = run.data.tags.get(KIND, "")
         self.run_id: str = run.info.run_id
         self._say = say
         self._troubled = False
@@ -114,7 +115,7 @@ class SweepRun:
             if not isinstance(error, NotLogged):
                 with suppress(MlflowException):  # from a store that is away, which will not take the parent's end either
                     self._upload.stop_children("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
-            end_run(self.client, self.run_id, error)
+            end_run(self.client, self.run_id, error, self._kind)
 
     def announce(self, config: SweepConfig, conditions: Iterable[Condition]) -> None:
         """Logs the settings and makes the children, in the background."""
