@@ -4,6 +4,7 @@
     python bench/engine.py --peers none --scopes window      # ours alone
     python bench/engine.py --work study --fraction 0.02 --device cuda --dtype bfloat16       # 413,100 cells of GPT-2 small's shape
     python bench/engine.py --bands 5                         # single edits and bands of three by turns
+    python bench/engine.py --prefill                         # real weights: reading texts, as directions are fitted, beside the limit
     python bench/engine.py --independence                    # real weights: texts of a condition alone and among hundreds
     python bench/engine.py --quick                           # a tiny model: does it run?
 
@@ -35,9 +36,13 @@ from engine_work import CLOCKS, NEO, QUICK, STUDY, Work
 from safetensors.torch import save_model
 
 from emo_mlflow.common.machine import gemm_rate, peak_memory
+from emo_mlflow.directions.activations import text_means
 from emo_mlflow.models.blocks import BlockStack
 from emo_mlflow.models.loading import fuse_activations, load
 from emo_mlflow.models.names import resolve
+from emo_mlflow.models.tokens import encode_fit_texts
+from emo_mlflow.prompts.selection import load_prompts
+from emo_mlflow.settings.templates import Form
 from emo_mlflow.steering import decoding
 from emo_mlflow.steering import engine as generation
 from emo_mlflow.steering.edits import Patch
@@ -236,6 +241,20 @@ def embedded_model(n_conditions: int) -> Ours:
     return ours
 
 
+def prefill(repetitions: int) -> None:
+    """Real weights: the texts that a sweep fits its directions on, read once; the share of the products' limit, one thread's processor time."""
+    torch.set_num_threads(1)
+    ours, loaded = embedded_model(1), load(resolve("smollm2-135m"), torch.device("cpu"), torch.float32)
+    texts = encode_fit_texts(loaded, load_prompts(max_samples=1).fit, Form())
+    print(f"{len(texts)} texts of {sum(map(len, texts.tokens)):,} tokens in all")
+    for _ in range(repetitions):
+        rate, flops, start = gemm_limit(ours, 512), ours.stack.flops, ours.clock()
+        text_means(ours.stack, texts, "resid_post")
+        seconds = ours.clock() - start
+        share = (ours.stack.flops - flops) / seconds / rate
+        print(f"{seconds:.1f} s, {(ours.stack.flops - flops) / seconds / 1e9:.0f} of {rate / 1e9:.0f} GFLOP/s: {share:.2f} of the limit", flush=True)
+
+
 def independence(n_cells: int) -> None:
     """Real weights: every condition alone (its prompts together) against all packed, greedy, float32."""
     ours = embedded_model(-(-n_cells // 8))
@@ -265,6 +284,7 @@ def options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: processor seconds, for a machine with other work; one thread")
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--bands", type=int, metavar="REPETITIONS", help="single edits and bands of three layers by turns, and nothing else")
+    parser.add_argument("--prefill", action="store_true", help="reading texts alone")
     parser.add_argument("--independence", type=int, nargs="?", const=1200, metavar="CELLS")
     return parser.parse_args(argv)
 
@@ -274,6 +294,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = options(argv)
     if given.independence:
         independence(given.independence)
+        return 0
+    if given.prefill:
+        prefill(given.repetitions)
         return 0
     name, repetitions = ("quick", 1) if given.quick else (given.work, given.repetitions)
     work = WORKS[name]
