@@ -37,7 +37,6 @@ from places import write_texts
 from tiny_models import save_tiny
 
 from emo_mlflow.commands.compare import compare
-from emo_mlflow.commands.sweep import _record
 from emo_mlflow.report.comparison_points import LINES, SHADES
 from emo_mlflow.report.fonts import styled
 from emo_mlflow.report.style import new_figure, save
@@ -123,7 +122,7 @@ def measure(n_cells: int, prompts: int) -> dict[str, Any]:
         def progress(done: int, total: int, figures: Mapping[str, float]) -> None:
             marks["written"] = time.monotonic()
 
-        result = run(plan, [], lambda pack: spool.append(list(map(_record, pack))), progress)
+        result = run(plan, [], spool.keep, progress)
         tables, peak_tables = time.monotonic(), peak[0]
         write_record(result, folder / "record")
         end = time.monotonic()

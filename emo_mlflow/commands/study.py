@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ from emo_mlflow.settings.study import Budget, StudySettings, make_study
 from emo_mlflow.settings.templates import form_line
 from emo_mlflow.sweeping.resume import discard, is_run_id, sole_worker, spool_folder
 from emo_mlflow.sweeping.spool import Spool
-from emo_mlflow.types import Cell, Completion, Say, digest
+from emo_mlflow.types import Say, digest
 
 if TYPE_CHECKING:
     from emo_mlflow.studying.plan import StudyPlan
@@ -130,17 +130,14 @@ def _work(plan: StudyPlan, run: StudyRun, spool: Spool, lines: Sequence[str], se
     from emo_mlflow.report.study import study_lines
     from emo_mlflow.studying.run import run_study
 
-    done = [Completion(**{**record, "cell": Cell(**record["cell"])}) for record in spool.read()]
+    done = [completion for pack in spool.completions() for completion in pack]
 
     def on_progress(there: int, total: int) -> None:
         progress.reached(progress.WRITING, there, total)
 
-    def keep(pack: Sequence[Completion]) -> None:
-        spool.append([asdict(item) for item in pack])
-
     with ExitStack() as stack:
         write = _on_cluster(plan, settings, stack) if settings.engine == "ray" else None
-        result, _ = run_study(plan, lines, done, keep, on_progress, say, write)
+        result, _ = run_study(plan, lines, done, spool.keep, on_progress, say, write)
     with tempfile.TemporaryDirectory() as folder:
         run.log(result, Path(folder), _as_params(settings))
     for line in study_lines(result):

@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from emo_mlflow.common import progress
 from emo_mlflow.common.cache_folder import cache_folder
@@ -27,7 +27,7 @@ from emo_mlflow.sweeping.resume import (
     work_id,
 )
 from emo_mlflow.sweeping.spool import Spool
-from emo_mlflow.types import Cell, Completion, Say
+from emo_mlflow.types import Say
 
 if TYPE_CHECKING:
     from emo_mlflow.sweeping.plan import Plan
@@ -241,15 +241,7 @@ def _compute(plan: Plan, spool: Spool, tracked: SweepRun) -> SweepResult:
         tracked.progress(finished, total, figures)
 
     run = _engine(plan.config.engine)
-    return run(plan, _finished(spool), lambda pack: spool.append(list(map(_record, pack))), on_progress, spool.path.parent / "tables")
-
-
-def _finished(spool: Spool) -> Iterator[list[Completion]]:
-    try:
-        for batch in spool.batches():
-            yield [_completion(record) for record in batch]
-    except (TypeError, KeyError):
-        raise UserError(f"{spool.path} holds cells of another version: remove it and start the sweep anew") from None
+    return run(plan, spool.completions(), spool.keep, on_progress, spool.path.parent / "tables")
 
 
 def _engine(name: str) -> Callable[..., SweepResult]:
@@ -274,11 +266,3 @@ def check_disk(n_cells: int, folder: Path) -> None:
             f"{n_cells} cells need about {needed / 2**20:.0f} MiB on disk, but {existing} has {free / 2**20:.0f} MiB free: "
             "free some, or set EMO_MLFLOW_CACHE to a folder on another disk"
         )
-
-
-def _record(completion: Completion) -> dict[str, Any]:
-    return {**vars(completion), "cell": vars(completion.cell)}  # as asdict, which copies every value and takes five times as long
-
-
-def _completion(record: Mapping[str, Any]) -> Completion:
-    return Completion(**{**record, "cell": Cell(**record["cell"])})

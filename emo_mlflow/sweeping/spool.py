@@ -12,6 +12,7 @@ from typing import Any
 
 from emo_mlflow.common.files import sync_folder
 from emo_mlflow.errors import UserError
+from emo_mlflow.types import Cell, Completion
 
 CELLS = "cells.spool"
 
@@ -79,6 +80,23 @@ class Spool:
             if not isinstance(batch, list):
                 raise UserError(f"{self.path} holds something other than finished cells: remove it and start the sweep anew")
             yield batch
+
+    def keep(self, pack: Sequence[Completion]) -> None:
+        """Appends completions."""
+        # As asdict, which copies every value and takes five times as long.
+        self.append([{**vars(item), "cell": vars(item.cell)} for item in pack])
+
+    def completions(self) -> Iterator[list[Completion]]:
+        """What `keep` was given, pack by pack.
+
+        Raises:
+            UserError: if another version wrote it.
+        """
+        try:
+            for batch in self.batches():
+                yield [Completion(**{**record, "cell": Cell(**record["cell"])}) for record in batch]
+        except (TypeError, KeyError):
+            raise UserError(f"{self.path} holds cells of another version: remove it and start anew") from None
 
     def read(self) -> list[Any]:
         """All records so far."""

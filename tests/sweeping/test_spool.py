@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from emo_mlflow.errors import UserError
 from emo_mlflow.sweeping.spool import Spool
+from emo_mlflow.types import Cell, Completion
 
 HEADER = {"work": "abc", "given": {}}
 BATCHES = [
@@ -97,3 +98,16 @@ def test_the_folder_is_synced_when_the_file_is_new(tmp_path, monkeypatch):
     assert synced == [tmp_path / "spool" / "run", tmp_path / "spool"]
     spool.append([1])
     assert len(synced) == 2
+
+
+def test_completions_come_back_pack_by_pack(tmp_path):
+    """Guards: a traceback where another version wrote the texts of a study."""
+    spool = Spool(tmp_path)
+    spool.begin(HEADER)
+    packs = [[Completion(Cell("c", prompt, 0), "x", 1, 2.5, 0.5, 1.0, 1, failure) for prompt in "ab"] for failure in (None, "no memory")]
+    for pack in packs:
+        spool.keep(pack)
+    assert list(Spool(tmp_path).completions()) == packs
+    spool.append([{"cell": {"condition_id": "c"}}])
+    with pytest.raises(UserError, match="another version"):
+        list(spool.completions())
