@@ -30,11 +30,11 @@ class _Bars:
 
     def advance(self, phase: str, amount: float, total: int | None) -> None:
         with self._lock:
-            if total is None and phase != self._phase:
-                return
-            if phase != self._phase and total is not None:
-                self._open(phase, 0, total)
-            self._show(self._done + amount)
+            if phase == self._phase:
+                self._show(self._done + amount)
+            elif total is not None:
+                self._open(phase, int(amount), total)  # nobody knows how long the first part took
+                self._show(amount)
 
     def reached(self, phase: str, done: int, total: int) -> None:
         with self._lock:

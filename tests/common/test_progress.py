@@ -61,17 +61,19 @@ def test_a_notebook_shows_bars_too(monkeypatch):
 def test_a_log_gets_a_line_every_half_minute(monkeypatch):
     """Guards: a job's log that is silent for minutes, or has a line for each of a thousand packs; a time left that counts another session's texts."""
     found = shown_in(io.StringIO(), {}, monkeypatch)
-    clock = iter([0, 0, 1, 20, 30, 60, 61, 100])
+    clock = iter([0, 0, 1, 20, 30, 60, 90, 90, 129])
     monkeypatch.setattr(progress, "monotonic", lambda: next(clock))
     with progress.bars():
         for done in (40, 41, 44, 50, 60):  # opened at 0, told of at 0, 1, 20, 30 and 60
             progress.reached(progress.WRITING, done, 100)
-        progress.advance(progress.SCORING, 5, 10)  # opened at 61, told of at 100
+        for _ in range(2):
+            progress.advance(progress.SCORING, 3, 9)  # opened and told of at 90, told of at 129
     assert found.getvalue().splitlines() == [
         "Writing texts: 40 of 100",
         "Writing texts: 50 of 100, 02:30 left",
         "Writing texts: 60 of 100, 02:00 left",
-        "Scoring texts: 5 of 10, 00:39 left",
+        "Scoring texts: 3 of 9",
+        "Scoring texts: 6 of 9, 00:39 left",
     ]
 
 
