@@ -6,7 +6,11 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+import pandas as pd
+import pyarrow.compute as pc
+
 from emo_mlflow.common import progress
+from emo_mlflow.common.columns import rows_of
 from emo_mlflow.comparison import Comparison, Source, compare_sweeps
 from emo_mlflow.comparison.families import WHOLE, parse_family
 from emo_mlflow.errors import UserError
@@ -125,7 +129,16 @@ def newest_sweeps(
 
 def source_of(sweep: Sweep) -> Source:
     """A sweep as a comparison reads it."""
-    check_cells(sweep.prompts, sweep.conditions, sweep.completions, sweep.scores)
+
+    def tables() -> tuple[pd.DataFrame, pd.DataFrame]:
+        completions, scores = sweep.read("completions"), sweep.read("scores")
+        check_cells(sweep.prompts, sweep.conditions, completions, scores)
+        return completions, scores
+
+    def texts_of(condition_ids: Sequence[str]) -> pd.DataFrame:
+        wanted = pc.field("condition_id").isin(list(condition_ids)) & pc.field("failure").is_null()
+        return rows_of(sweep.scan("completions"), wanted, ["condition_id", "prompt_id", "completion"])
+
     return Source(
         run_id=sweep.run_id,
         label=str(sweep.config["model"]),
@@ -133,8 +146,8 @@ def source_of(sweep: Sweep) -> Source:
         facts=sweep.facts,
         prompts=sweep.prompts,
         conditions=sweep.conditions,
-        completions=sweep.completions,
-        scores=sweep.scores,
+        tables=tables,
+        texts=texts_of,
         seconds=sweep.seconds,
     )
 

@@ -10,10 +10,8 @@ import pandas as pd
 
 from emo_mlflow.comparison.rows import records
 from emo_mlflow.comparison.sources import Source
-from emo_mlflow.statistics.effects import KEYS, prompt_cube, sample_means
 from emo_mlflow.statistics.moments import Floats
 from emo_mlflow.sweeping.results import controlled
-from emo_mlflow.sweeping.schemas import FLUENCY
 
 # What sets one condition of an emotion apart from the others, and names a test together with model and metric.
 SETTING = ["emotion", "layer", "head", "alpha", "scope", "patch_window"]
@@ -66,23 +64,10 @@ class Responses:
 
 
 def responses(source: Source) -> Responses:
-    """Reads a sweep's scores and fluency into arrays."""
-    done = source.completions[source.completions["failure"].isna()]
-    fluency = done.set_index(KEYS)[list(FLUENCY)].rename(columns=FLUENCY).astype(np.float32)
-    values = source.scores.merge(fluency.reset_index(), on=KEYS, how="outer")
-    metrics = [column for column in values.columns if column not in KEYS]
-    values[metrics] = values[metrics].astype(np.float32)
-    cube = prompt_cube(values, source.conditions["condition_id"], metrics)
-    is_baseline = source.conditions["kind"].to_numpy() == "baseline"
-    before, after = sample_means(cube[is_baseline], cube[~is_baseline])
-    return Responses(
-        source=source,
-        conditions=source.conditions[~is_baseline].reset_index(drop=True),
-        prompt_ids=tuple(pd.factorize(values["prompt_id"], sort=False)[1]),
-        metrics=tuple(metrics),
-        before=np.broadcast_to(before, after.shape).astype(np.float32, copy=False),
-        after=after.astype(np.float32, copy=False),
-    )
+    """A sweep's scores, beside the conditions that they are of."""
+    cells = source.cells
+    conditions = source.conditions[source.conditions["kind"] != "baseline"].reset_index(drop=True)
+    return Responses(source, conditions, cells.prompt_ids, cells.metrics, cells.before, cells.after)
 
 
 def keys_of_tests(data: Responses, rows: np.ndarray) -> pd.DataFrame:

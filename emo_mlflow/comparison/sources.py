@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,10 @@ from emo_mlflow.common.names import first_spellings, short_name
 from emo_mlflow.errors import UserError
 from emo_mlflow.scoring.targets import expected_sign
 from emo_mlflow.settings.tables import PARAMETERS
+from emo_mlflow.statistics.effects import KEYS, prompt_cube, sample_means
 from emo_mlflow.statistics.intervals import LEAST
+from emo_mlflow.statistics.moments import Floats
+from emo_mlflow.sweeping.schemas import FLUENCY
 
 FEW_PROMPTS = 20
 
@@ -32,6 +36,39 @@ class Note:
 
 
 @dataclass(frozen=True, eq=False)
+class Cells:
+    """What a sweep's texts scored, per condition and prompt, samples averaged.
+
+    Attributes:
+        count: how many cells there are, and `failed` how many of them have no text.
+        prompt_ids: in the order of the second axis.
+        metrics: in the order of the third axis; the scorers' and FLUENCY's.
+        before, after: float32 [conditions but the baseline, prompts, metrics]; NaN where a cell has no value.
+    """
+
+    count: int
+    failed: int
+    prompt_ids: tuple[str, ...]
+    metrics: tuple[str, ...]
+    before: Floats
+    after: Floats
+
+    @classmethod
+    def of(cls, conditions: pd.DataFrame, completions: pd.DataFrame, scores: pd.DataFrame) -> Cells:
+        """From a sweep's tables, which are ten times as large."""
+        done = completions[completions["failure"].isna()]
+        fluency = done.set_index(KEYS)[list(FLUENCY)].rename(columns=FLUENCY).astype(np.float32)
+        values = scores.merge(fluency.reset_index(), on=KEYS, how="outer")
+        metrics = [column for column in values.columns if column not in KEYS]
+        values[metrics] = values[metrics].astype(np.float32)
+        cube = prompt_cube(values, conditions["condition_id"], metrics)
+        is_baseline = conditions["kind"].to_numpy() == "baseline"
+        before, after = (part.astype(np.float32, copy=False) for part in sample_means(cube[is_baseline], cube[~is_baseline]))
+        prompt_ids = tuple(pd.factorize(values["prompt_id"], sort=False)[1])
+        return cls(len(completions), len(completions) - len(done), prompt_ids, tuple(metrics), np.broadcast_to(before, after.shape), after)
+
+
+@dataclass(frozen=True, eq=False)
 class Source:
     """One finished sweep, as a comparison reads it.
 
@@ -39,7 +76,9 @@ class Source:
         label: how tables and figures call it; the model's name where that is unique.
         config: the sweep's settings.
         facts: what the sweep found: n_layers, fingerprints, the reference emotion.
-        prompts, conditions, completions, scores: the sweep's tables of these names.
+        prompts, conditions: the sweep's tables of these names.
+        tables: reads its completions and scores, which nothing keeps: many large sweeps fit the memory.
+        texts: condition_id, prompt_id and completion of the finished cells of some conditions, read when they are asked for.
         seconds: how long the run took; NaN if unknown.
     """
 
@@ -49,9 +88,14 @@ class Source:
     facts: Mapping[str, Any]
     prompts: pd.DataFrame
     conditions: pd.DataFrame
-    completions: pd.DataFrame
-    scores: pd.DataFrame
+    tables: Callable[[], tuple[pd.DataFrame, pd.DataFrame]]
+    texts: Callable[[Sequence[str]], pd.DataFrame]
     seconds: float = float("nan")
+
+    @cached_property
+    def cells(self) -> Cells:
+        """What its texts scored."""
+        return Cells.of(self.conditions, *self.tables())
 
     @property
     def phase(self) -> str:
@@ -182,9 +226,8 @@ def _notes(sources: Sequence[Source]) -> tuple[Note, ...]:
 
 def _own_notes(source: Source) -> list[Note]:
     notes = []
-    failed = int(source.completions["failure"].notna().sum())
-    if failed:
-        notes.append(Note("failed_cells", {"label": source.label, "failed": failed, "cells": len(source.completions)}))
+    if source.cells.failed:
+        notes.append(Note("failed_cells", {"label": source.label, "failed": source.cells.failed, "cells": source.cells.count}))
     if source.conditions["draw"].nunique() == 0:
         notes.append(Note("no_random", {"label": source.label}))
     n_prompts = source.prompts["prompt_id"].nunique()

@@ -106,8 +106,8 @@ def examples(comparison: Comparison, shown: pd.DataFrame, per_condition: int) ->
 
 def _examples(sweep: Responses, condition_id: str, target: str) -> list[dict[str, Any]]:
     source = sweep.source
-    done = source.completions[source.completions["failure"].isna()].drop_duplicates(["condition_id", "prompt_id"])
     baseline = source.conditions.loc[source.conditions["kind"] == "baseline", "condition_id"].iloc[0]
+    done = source.texts([baseline, condition_id]).drop_duplicates(["condition_id", "prompt_id"])
     before, after = (
         done[done["condition_id"] == condition].set_index("prompt_id")["completion"]
         for condition in (baseline, condition_id)

@@ -30,7 +30,8 @@ SWEEPS = (PHASES["residual"], PHASES["head"])
 class Sweep(LoggedRun):
     """A finished sweep. Each table is fetched on first use and kept."""
 
-    def _table(self, name: str) -> pd.DataFrame:
+    def read(self, name: str) -> pd.DataFrame:
+        """A table, fetched and checked, and not kept."""
         return read_table(self._fetch(f"{name}.parquet"), name, self.run_id)
 
     @cached_property
@@ -60,27 +61,27 @@ class Sweep(LoggedRun):
     @cached_property
     def prompts(self) -> pd.DataFrame:
         """prompt_id, emotion, text."""
-        return self._table("prompts")
+        return self.read("prompts")
 
     @cached_property
     def conditions(self) -> pd.DataFrame:
         """A row per condition."""
-        return with_settings(self._table("conditions"), self.config)
+        return with_settings(self.read("conditions"), self.config)
 
     @cached_property
     def completions(self) -> pd.DataFrame:
         """A row per cell: the text and its fluency."""
-        return self._table("completions")
+        return self.read("completions")
 
     @cached_property
     def scores(self) -> pd.DataFrame:
         """A row per cell, a float32 column per metric `scorer.label`."""
-        return self._table("scores")
+        return self.read("scores")
 
     @cached_property
     def effects(self) -> pd.DataFrame:
         """A row per condition and metric."""
-        return self._table("effects")
+        return self.read("effects")
 
     @cached_property
     def directions(self) -> dict[str, Direction]:

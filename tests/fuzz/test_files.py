@@ -20,7 +20,8 @@ from hostile import CASES, corrupted_header, mutations, write
 from tiny_models import save_tiny
 from tiny_scorers import seal, write_scorer
 
-from emo_mlflow.comparison import Source, compare_sweeps
+from emo_mlflow.commands.compare import source_of
+from emo_mlflow.comparison import compare_sweeps
 from emo_mlflow.directions import files as directions
 from emo_mlflow.errors import UserError
 from emo_mlflow.interchange import vector_files
@@ -33,7 +34,6 @@ from emo_mlflow.prompts.selection import load_prompts
 from emo_mlflow.scoring.cards import CARD, GRAPH, TOKENIZER, dump_card, load_card
 from emo_mlflow.scoring.loading import load_scorers
 from emo_mlflow.scoring.score_cache import ScoreCache
-from emo_mlflow.sweeping.files import check_cells
 from emo_mlflow.sweeping.spool import Spool
 from emo_mlflow.tracking.reading import Sweep
 from emo_mlflow.types import Direction
@@ -238,6 +238,8 @@ def sweep_in(folder: Path) -> Sweep:
     """A sweep whose artifacts are files in a folder."""
 
     class Local(Sweep):
+        seconds = float("nan")
+
         def __init__(self) -> None:
             self.run_id, self.status = "0" * 32, "FINISHED"
 
@@ -250,11 +252,9 @@ def sweep_in(folder: Path) -> Sweep:
 def use(folder: Path) -> None:
     """What a comparison and an export read."""
     sweep = sweep_in(folder)
-    check_cells(sweep.prompts, sweep.conditions, sweep.completions, sweep.scores)
-    source = Source(
-        sweep.run_id, str(sweep.config["model"]), sweep.config, sweep.facts, sweep.prompts, sweep.conditions, sweep.completions, sweep.scores
-    )
+    source = source_of(sweep)
     compare_sweeps([source], n_bootstrap=10)
+    source.texts(list(source.conditions["condition_id"]))
     export_legacy(sweep, folder / "legacy")
 
 

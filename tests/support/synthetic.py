@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory, mkdtemp
@@ -124,9 +124,24 @@ def _folder() -> TemporaryDirectory[str]:
     return TemporaryDirectory(prefix="emo-synthetic-")
 
 
-def as_source(sweep: SweepResult, run_id: str | None = None) -> Source:
+@dataclass(frozen=True, eq=False, kw_only=True)
+class TableSource(Source):
+    """A sweep of which a test can change the tables: the rest follows from them."""
+
+    completions: pd.DataFrame
+    scores: pd.DataFrame
+    tables: Callable[[], tuple[pd.DataFrame, pd.DataFrame]] = field(init=False)
+    texts: Callable[[Sequence[str]], pd.DataFrame] = field(init=False)
+
+    def __post_init__(self) -> None:
+        done = self.completions[self.completions["failure"].isna()]
+        object.__setattr__(self, "tables", lambda: (self.completions, self.scores))
+        object.__setattr__(self, "texts", lambda ids: done[done["condition_id"].isin(ids)])
+
+
+def as_source(sweep: SweepResult, run_id: str | None = None) -> TableSource:
     """A sweep as a comparison reads it."""
-    return Source(
+    return TableSource(
         run_id=run_id or digest([sweep.config.model, sweep.config.scope, sweep.config.seed], 32),
         label=sweep.config.model,
         config=asdict(sweep.config),
