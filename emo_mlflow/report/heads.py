@@ -162,6 +162,7 @@ def strongest_heads(effects: pd.DataFrame, label: str) -> Figure:
         axes.scatter(rows["direct_effect"], y, marker="D", s=26, color=colors, zorder=3)
         axes.set_yticks(y, [f"L{layer} H{head}" for layer, head in zip(rows["layer"], rows["head"], strict=True)])
         axes.set_ylim(count - 0.4, -0.6)
+        axes.locator_params(axis="x", nbins=4)
         axes.set_title(emotion)
     figure.supxlabel(label)
     return figure
@@ -182,6 +183,7 @@ def direct_against_change(tested: pd.DataFrame, label: str) -> Figure:
             axes.annotate(text, (row["direct_effect"], row["mean_diff"]), xytext=(4, 3), textcoords="offset points", fontsize=7)
         axes.axhline(0, color=MUTED, lw=0.8, zorder=1)
         axes.axvline(0, color=MUTED, lw=0.8, zorder=1)
+        axes.locator_params(axis="x", nbins=4)
         axes.set_title(emotion)
     figure.supxlabel(label)
     figure.supylabel("mean change of the own label")
