@@ -32,9 +32,9 @@ CONTROLS = {
     "shuffled": "fitted to shuffled labels",
 }
 MEANING = {
-    "specific": "Its own label does better than under every random direction that was tried, corrected over the emotions; the sentence says "
-    "whether it is shown to rise against the baseline as well.",
-    "steers": "Its own label rises against the baseline (corrected over the emotions). That this is more than random directions do is not shown.",
+    "specific": "By the exact test, its own label does better than under random directions of every kind, corrected over the emotions; the sentence "
+    "says whether it is shown to rise against the baseline as well.",
+    "steers": "Its own label rises against the baseline (corrected over the emotions). It is not shown that random directions do less.",
     "not shown": "Neither a rise of its own label nor an advantage over random directions is shown.",
     "untested": "The emotions are tested in a fixed order, and one before it was not shown.",
 }

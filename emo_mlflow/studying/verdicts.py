@@ -27,7 +27,7 @@ class Answer:
     """One emotion's answer.
 
     Attributes:
-        verdict: `specific`: its label does better than under every random direction of every control, as the procedure decides over all emotions;
+        verdict: `specific`: by the exact test its label does better than under random directions of every control, corrected over the emotions;
             `rises` says whether it is shown to rise against the baseline too.
             `steers`: its label rises against the baseline (Holm over emotions, an interval above 0), not shown to be specific. `not shown`: neither.
             `untested`: an earlier emotion of the sequence was not shown.
