@@ -173,8 +173,9 @@ def _metrics(tables: AlignTables) -> Values:
 
 def _lines(settings: AlignSettings, tables: AlignTables, a: States, b: States) -> Iterator[str]:
     """The answer: overlap before and after, beside both nulls and what is possible, over layers of equal relative depth."""
+    first, second = short_name(a.name), short_name(b.name)
     yield ""
-    yield f"{settings.map} map from {short_name(a.name)} to {short_name(b.name)}, fitted on {len(a.fitted)} {settings.unit}s, judged on {len(a.judged)}"
+    yield f"{settings.map} map from {first} to {second}, fitted on {len(a.fitted)} {settings.unit}s, judged on {len(a.judged)}"
     if len(a.fitted) < min(a.means.shape[2], b.means.shape[2]):
         more = "or unit=word" if settings.unit == "text" else "or longer ones"
         yield f"  fewer {settings.unit}s than dimensions: the map is not determined everywhere; give more neutral texts {more}"
@@ -183,7 +184,7 @@ def _lines(settings: AlignSettings, tables: AlignTables, a: States, b: States) -
         mean = rows.mean(numeric_only=True)
         yield (
             f"{emotion}: {mean['overlap_before']:.3f} before, {mean['overlap']:.3f} after; labels shuffled {mean['permuted_mean']:.3f}, "
-            f"random {mean['null_mean']:.3f}; two halves of {short_name(b.name)}'s own texts {mean['ceiling']:.3f}; "
+            f"random {mean['null_mean']:.3f}; two halves of {second}'s own texts {mean['ceiling']:.3f}; "
             f"{(rows['permuted_p'] < 0.05).sum()} of {len(rows)} layers at p < 0.05"
         )
     yield ""
