@@ -127,7 +127,7 @@ def forest(found: AcrossModels) -> Figure:
         y -= 1.5
     axes.set_yticks([tick[0] for tick in ticks], [tick[1] for tick in ticks])
     for label, (_, _, bold) in zip(axes.get_yticklabels(), ticks, strict=True):
-        label.set_fontweight("bold" if bold else "normal")
+        label.set_color(INK if bold else MUTED)
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
     axes.axvline(0, color=MUTED, lw=0.8)

@@ -136,8 +136,8 @@ def against_draws(result: StudyResult) -> Figure:
         y -= 1.6
     ticks = _ticks(len(result.answers), len(kinds))
     axes.set_yticks(ticks, labels)
-    for tick in axes.get_yticklabels()[:: 1 + len(kinds)]:
-        tick.set_fontweight("bold")
+    for place, tick in enumerate(axes.get_yticklabels()):
+        tick.set_color(MUTED if place % (1 + len(kinds)) else INK)  # not bold: fonts for Japanese have one weight, and matplotlib warns
     axes.axvline(0, color=MUTED, lw=0.8)
     axes.set_xlabel("mean change of the own label from the baseline")
     axes.set_title("Each direction, and the random ones that it met")
