@@ -44,6 +44,7 @@ class LoggedRun:
         self.run_id: str = run.info.run_id
         self.status: str = run.info.status
         self._tracking_uri = tracking_uri
+        self._local: dict[str, Path] = {}
 
     def __repr__(self) -> str:
         head = f"{self.kind} {self.run.data.tags.get('emo.model')}, run {self.run_id}, {self.status}"
@@ -123,8 +124,11 @@ class LoggedRun:
         return frozenset(item.path for item in found if not item.is_dir)
 
     def _fetch(self, name: str) -> Path:
+        """An artifact as a local file, downloaded once."""
         try:
-            return fetch(self.run_id, name, self._tracking_uri)
+            if name not in self._local:
+                self._local[name] = fetch(self.run_id, name, self._tracking_uri)
+            return self._local[name]
         except (MlflowException, OSError) as error:
             raise UserError(f"run {self.run_id} has no artifact {name}: {reason_of(error)}") from None
 

@@ -21,9 +21,11 @@ from servers import free_port
 from synthetic import synthetic_sweep, with_effects
 
 from emo_mlflow import find_sweeps, load_sweep
+from emo_mlflow.commands.compare import source_of
 from emo_mlflow.errors import UserError
 from emo_mlflow.report.findings import findings
 from emo_mlflow.report.sweep import verdicts
+from emo_mlflow.tracking import logged_run
 from emo_mlflow.tracking import store as store_module
 from emo_mlflow.tracking.lifecycle import mark_failed
 from emo_mlflow.tracking.record import effect_name
@@ -92,6 +94,18 @@ def test_a_table_can_be_read_in_part(store, monkeypatch):
     monkeypatch.setattr(sweep, "_fetch", lambda name: path)
     with pytest.raises(UserError, match="cannot be read"):
         sweep.scan("completions")
+
+
+def test_an_artifact_is_downloaded_once(store, monkeypatch):
+    """Guards: a comparison's report, which shows texts of several conditions, downloading a large table for each of them."""
+    sweep = load_sweep(logged(store, synthetic_sweep(n_prompts=6, n_layers=2, n_random=1)), store)
+    downloads: list[str] = []
+    monkeypatch.setattr(logged_run, "fetch", lambda run_id, name, uri: downloads.append(name) or store_module.fetch(run_id, name, uri))
+    source = source_of(sweep)
+    source.tables()
+    for condition in sweep.conditions["condition_id"].iloc[:3]:
+        assert len(source.texts([condition])) == 6
+    assert sorted(downloads) == sorted(set(downloads)) and "completions.parquet" in downloads
 
 
 def test_what_is_fetched_goes_when_the_process_does(store):
