@@ -38,7 +38,7 @@ from safetensors.torch import save_model
 from emo_mlflow.common.machine import gemm_rate, peak_memory
 from emo_mlflow.directions.activations import text_means
 from emo_mlflow.models.blocks import BlockStack
-from emo_mlflow.models.loading import fuse_activations, load
+from emo_mlflow.models.loading import LoadedModel, fuse_activations, load
 from emo_mlflow.models.names import resolve
 from emo_mlflow.models.tokens import encode_fit_texts
 from emo_mlflow.prompts.selection import load_prompts
@@ -233,7 +233,11 @@ def bands(ours: Ours, scope: Scope, repetitions: int) -> None:
 
 def embedded_model(n_conditions: int) -> Ours:
     """The engine on real weights, those of the embedded SmolLM2, with random directions for so many conditions, by layer."""
-    loaded = load(resolve("smollm2-135m"), torch.device("cpu"), torch.float32)
+    return on_model(load(resolve("smollm2-135m"), torch.device("cpu"), torch.float32), n_conditions)
+
+
+def on_model(loaded: LoadedModel, n_conditions: int) -> Ours:
+    """The engine on a loaded model."""
     work = Work("", loaded.n_layers, loaded.d_model, 49152, 8, -(-n_conditions // loaded.n_layers), 30)
     ours = object.__new__(Ours)
     ours.work, ours.stack, ours.n_conditions, ours.clock = work, BlockStack(loaded.model), n_conditions, time.process_time
@@ -244,7 +248,8 @@ def embedded_model(n_conditions: int) -> Ours:
 def prefill(repetitions: int) -> None:
     """Real weights: the texts that a sweep fits its directions on, read once; the share of the products' limit, one thread's processor time."""
     torch.set_num_threads(1)
-    ours, loaded = embedded_model(1), load(resolve("smollm2-135m"), torch.device("cpu"), torch.float32)
+    loaded = load(resolve("smollm2-135m"), torch.device("cpu"), torch.float32)
+    ours = on_model(loaded, 1)
     texts = encode_fit_texts(loaded, load_prompts(max_samples=1).fit, Form())
     print(f"{len(texts)} texts of {sum(map(len, texts.tokens)):,} tokens in all")
     for _ in range(repetitions):

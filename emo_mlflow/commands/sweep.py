@@ -223,6 +223,7 @@ def _begin(plan: Plan, tracked: SweepRun, request: SweepRequest) -> Spool:
     header = {
         "work": work_id(plan),
         "run_id": tracked.run_id,
+        "kind": plan.config.kind,
         "store": lasting_store(tracked.client.tracking_uri),
         "profile": request.profile,
         "given": dict(request.given),

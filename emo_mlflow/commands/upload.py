@@ -27,6 +27,7 @@ def run_upload_session(source: str, tracking_uri: str | None, say: Say) -> None:
     Raises:
         UserError: if there is nothing to upload, or the store does not take it.
     """
+    from emo_mlflow.tracking.lifecycle import resume_command
     from emo_mlflow.tracking.retries import own_retries
     from emo_mlflow.tracking.store import check_store, store_to_return_to
     from emo_mlflow.tracking.sweep_run import upload
@@ -41,7 +42,7 @@ def run_upload_session(source: str, tracking_uri: str | None, say: Say) -> None:
     if not is_run_id(run_id):
         raise UserError(f"{folder / CELLS} names no run")
     if not (folder / record_folder(run_id).name).exists():
-        raise UserError(f"run {run_id} is not finished: go on with emo-mlflow sweep --resume {run_id}")
+        raise UserError(f"run {run_id} is not finished: go on with {resume_command(header.get('kind', 'sweep'), run_id)}")
     uri = store_to_return_to(tracking_uri, header["store"])
     with own_retries(), sole_worker(run_id):
         check_store(uri)

@@ -59,10 +59,9 @@ class _Bars:
     def _show(self, done: float) -> None:
         assert self._bar is not None
         self._done = min(done, float(self._bar.total))
-        if self._in_log:
-            if done < self._bar.total:
-                self._say(self._bar.total)
-        elif (more := int(self._done) - self._bar.n) < 0:  # a pack that did not fit the memory is begun again
+        if self._in_log and done < self._bar.total:
+            self._say(self._bar.total)
+        if (more := int(self._done) - self._bar.n) < 0:  # a pack that did not fit the memory is begun again
             self._bar.n += more
             self._bar.refresh()
         else:

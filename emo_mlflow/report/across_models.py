@@ -126,8 +126,8 @@ def forest(found: AcrossModels) -> Figure:
             ticks.append((y, row["model"], False))
         y -= 1.5
     axes.set_yticks([tick[0] for tick in ticks], [tick[1] for tick in ticks])
-    for label, (_, _, bold) in zip(axes.get_yticklabels(), ticks, strict=True):
-        label.set_color(INK if bold else MUTED)
+    for label, (_, _, heads_a_group) in zip(axes.get_yticklabels(), ticks, strict=True):
+        label.set_color(INK if heads_a_group else MUTED)
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
     axes.axvline(0, color=MUTED, lw=0.8)

@@ -153,7 +153,7 @@ def effect_against_price(result: SweepResult, findings: Sequence[Finding]) -> Fi
         )
     places = wide.set_index("condition_id")
     for found in findings:
-        if found.metric == targets.get(found.emotion) and abs(found.difference) >= SMALLEST_EFFECT:
+        if found.price and found.metric == targets.get(found.emotion) and abs(found.difference) >= SMALLEST_EFFECT:
             at = (places.at[found.condition_id, BROKEN], places.at[found.condition_id, found.metric])
             where = f"layer {found.layer}, \N{GREEK SMALL LETTER ALPHA} = {found.alpha:g}"
             axes.annotate(where, at, xytext=(6, 0), textcoords="offset points", va="center", fontsize=8)

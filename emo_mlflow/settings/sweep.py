@@ -125,7 +125,8 @@ class SweepFields:
     num_random: int = parameter(integer(0), "0", "Random control directions per condition.", "how much", of_child=True)
     scorers: tuple[str, ...] = parameter(
         each(as_it_is), "embedded",
-        "Separated by commas: embedded, hub, names or folders of scorers, models:/NAME/VERSION, not in a study judge:URL?model=NAME&rubric=FILE.",
+        "embedded, hub, names or folders of scorers, models:/NAME/VERSION, or judge:URL?model=NAME&rubric=FILE (not in a study), "
+        "separated by commas.",
         "scoring",
     )
     judge_max_calls: int = parameter(integer(1), "10000", "How often a judge among the scorers is asked, at most.", "scoring", how=True)

@@ -98,10 +98,6 @@ class Spool:
         except (TypeError, KeyError):
             raise UserError(f"{self.path} holds cells of another version: remove it and start anew") from None
 
-    def read(self) -> list[Any]:
-        """All records so far."""
-        return [record for batch in self.batches() for record in batch]
-
     def _write(self, payload: Any) -> None:
         text = json.dumps(payload, ensure_ascii=True, separators=(",", ":"))
         try:

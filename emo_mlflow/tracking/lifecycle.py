@@ -17,6 +17,7 @@ from emo_mlflow.common.termination import interruptible
 from emo_mlflow.errors import UserError, reason_of
 from emo_mlflow.report.blocks import escape
 from emo_mlflow.tracking.store import shown
+from emo_mlflow.tracking.values import log_values
 
 KIND, VERSION, FAILURE, RESUMED = "emo.kind", "emo.version", "emo.failure", "emo.resumed"
 TAG_LENGTH = 5000
@@ -95,8 +96,8 @@ def end_run(client: MlflowClient, run_id: str, error: BaseException | None = Non
     stopped = isinstance(error, KeyboardInterrupt)
     reason = "interrupted" if stopped else str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
     try:
-        client.set_tag(run_id, FAILURE, reason[:TAG_LENGTH])
-        client.set_tag(run_id, MLFLOW_RUN_NOTE, _note(reason, resume_command(kind, run_id) if kind in RESUMABLE else "")[:TAG_LENGTH])
+        note = _note(reason, resume_command(kind, run_id) if kind in RESUMABLE else "")
+        log_values(client, run_id, tags={FAILURE: reason[:TAG_LENGTH], MLFLOW_RUN_NOTE: note[:TAG_LENGTH]})
         client.set_terminated(run_id, "KILLED" if stopped else "FAILED")
     except MlflowException:
         return

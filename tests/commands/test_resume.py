@@ -71,7 +71,8 @@ def contents(place: Path, run_id: str) -> dict[str, bytes]:
 
 def cells_kept() -> list[tuple[object, ...]]:
     """The cells in the spool, in the order in which they were finished."""
-    return [tuple(r["cell"].values()) for path in spool_folder("x").parent.glob("*/cells.spool") for r in Spool(path.parent).read()]
+    spools = [Spool(path.parent) for path in spool_folder("x").parent.glob("*/cells.spool")]
+    return [tuple(r["cell"].values()) for spool in spools for batch in spool.batches() for r in batch]
 
 
 PHASES = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -19,6 +20,11 @@ BATCHES = [
 ]
 
 
+def records(spool: Spool) -> list[Any]:
+    """What is in it."""
+    return [record for batch in spool.batches() for record in batch]
+
+
 def filled(folder: Path) -> Spool:
     spool = Spool(folder)
     spool.begin(HEADER)
@@ -29,9 +35,9 @@ def filled(folder: Path) -> Spool:
 
 def test_what_is_appended_is_read_back(tmp_path):
     spool = filled(tmp_path)
-    assert repr(spool.read()) == repr([record for batch in BATCHES for record in batch])
+    assert repr(records(spool)) == repr([record for batch in BATCHES for record in batch])
     Spool(tmp_path).begin(HEADER)
-    assert Spool(tmp_path).header() == HEADER and len(Spool(tmp_path).read()) == 7
+    assert Spool(tmp_path).header() == HEADER and len(records(Spool(tmp_path))) == 7
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -46,9 +52,9 @@ def test_a_torn_file_gives_its_whole_batches_and_goes_on(tmp_path, share, garbag
     spool.path.write_bytes(raw[:cut] + (b"\x00\xff" if garbage else b""))
     whole = max(k for k in range(1, len(lines) + 1) if sum(map(len, lines[:k])) <= cut) - 1
     expected = sum(len(batch) for batch in BATCHES[:whole])
-    assert len(spool.read()) == expected
+    assert len(records(spool)) == expected
     spool.append([{"cell": "new"}])
-    assert len(Spool(tmp_path).read()) == expected + 1
+    assert len(records(Spool(tmp_path))) == expected + 1
 
 
 def test_damage_in_the_middle_is_not_cut_silently(tmp_path):
@@ -58,7 +64,7 @@ def test_damage_in_the_middle_is_not_cut_silently(tmp_path):
     raw[raw.index(b"\n") + 20] ^= 1
     spool.path.write_bytes(raw)
     with pytest.raises(UserError, match="damaged at byte"):
-        spool.read()
+        records(spool)
 
 
 def test_other_work_is_refused(tmp_path):
@@ -79,7 +85,7 @@ def test_a_full_disk_is_a_clear_stop_that_keeps_what_was_finished(tmp_path, monk
     with pytest.raises(UserError, match="No space left"):
         spool.append([{"cell": "lost"}])
     monkeypatch.undo()
-    assert len(Spool(tmp_path).read()) >= 7
+    assert len(records(Spool(tmp_path))) >= 7
 
 
 def test_a_file_that_was_never_written_to_is_begun(tmp_path):
@@ -87,7 +93,7 @@ def test_a_file_that_was_never_written_to_is_begun(tmp_path):
     for torn in (b"", b"1234abcd {\"wo"):
         (tmp_path / "cells.spool").write_bytes(torn)
         Spool(tmp_path).begin(HEADER)
-        assert Spool(tmp_path).header() == HEADER and Spool(tmp_path).read() == []
+        assert Spool(tmp_path).header() == HEADER and records(Spool(tmp_path)) == []
 
 
 def test_the_folder_is_synced_when_the_file_is_new(tmp_path, monkeypatch):
